@@ -1,0 +1,155 @@
+"""The HDF5 artifacts: one dataset per picture and layer, read lazily by image id.
+
+Layout of every store: `/<layer>/<image_id>`, with root attributes that say what made the file. `labels.h5` has the
+layers `label` (uint8, H×W, 255 = no opinion) and `confidence` (float16, H×W, in [0, 1]); `cams.h5` has `cam`
+(float16, K×h×w) with the attribute `classes` on each dataset. Each dataset is one compressed chunk with a checksum
+(fletcher32), so a flipped byte is noticed when the picture is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from beco.errors import UserError
+from beco.files import whole
+
+FORMAT_VERSION = 1
+
+
+class Writer:
+    """Writes one store; obtained from `create`."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def put(self, layer: str, image_id: str, array: np.ndarray, **attributes: Any) -> None:
+        """Store `array` (any shape and dtype) as `layer` of `image_id`, with attributes."""
+        dataset = self._file.create_dataset(
+            f"{layer}/{image_id}",
+            data=array,
+            chunks=array.shape if array.size else None,
+            compression="gzip" if array.size else None,
+            compression_opts=4 if array.size else None,
+            shuffle=bool(array.size) and array.dtype.itemsize > 1,
+            fletcher32=bool(array.size),
+        )
+        for key, value in attributes.items():
+            dataset.attrs[key] = value
+
+    def copy(self, source: Store) -> None:
+        """Copy every layer of another store, compressed as it is."""
+        for layer in source.layers:
+            target = self._file.require_group(layer)
+            for image_id in source.ids(layer):
+                source.file.copy(source.file[layer][image_id], target, name=image_id)
+
+
+@contextmanager
+def create(path: Path | str, **attributes: Any) -> Iterator[Writer]:
+    """Create a store at `path`, atomically; `attributes` are kept as JSON at its root."""
+    with whole(path) as temporary:
+        with h5py.File(temporary, "w", libver="latest") as file:
+            file.attrs["format_version"] = FORMAT_VERSION
+            for key, value in attributes.items():
+                file.attrs[key] = json.dumps(value)
+            yield Writer(file)
+
+
+class Store:
+    """A store opened for reading. Opened on first use in each process, so it may be handed to worker processes."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+
+    @property
+    def file(self) -> h5py.File:
+        """The open h5py file."""
+        if self._file is None:
+            try:
+                self._file = h5py.File(self.path, "r")
+            except FileNotFoundError as error:
+                raise UserError(f"{self.path}: no such file; run the stage that makes it first") from error
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: not a readable HDF5 file; remove it and run the stage that makes it again"
+                ) from error
+            version = self._file.attrs.get("format_version")
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{self.path}: store format {version}, this program reads {FORMAT_VERSION}; "
+                    "remove it and run its stage again"
+                )
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_file": None}
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a later read opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        return list(self.file.keys())
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Root attributes, decoded."""
+        return {key: json.loads(value) for key, value in self.file.attrs.items() if key != "format_version"}
+
+    def ids(self, layer: str) -> list[str]:
+        """Image ids of a layer, in order."""
+        return list(self.file[layer].keys()) if layer in self.file else []
+
+    def get(self, layer: str, image_id: str) -> np.ndarray:
+        """The array of one picture, as stored."""
+        dataset = self._dataset(layer, image_id)
+        try:
+            return dataset[()]
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: {layer} of {image_id} is damaged (checksum); remove the file and run its stage again"
+            ) from error
+
+    def attribute(self, layer: str, image_id: str, key: str) -> Any:
+        """One attribute of one picture's dataset."""
+        return self._dataset(layer, image_id).attrs[key]
+
+    def _dataset(self, layer: str, image_id: str) -> Any:
+        group = self.file.get(layer)
+        dataset = None if group is None else group.get(image_id)
+        if dataset is None:
+            raise UserError(f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again")
+        return dataset
+
+
+def gather(parts: Iterable[Path | str], path: Path | str) -> None:
+    """Join the stores of several shards into one; their root attributes must agree."""
+    stores = [Store(part) for part in parts]
+    if not stores:
+        raise UserError(f"{path}: nothing to gather; name at least one shard")
+    first = stores[0].attributes
+    for store in stores[1:]:
+        if store.attributes != first:
+            raise UserError(f"{store.path}: made with other settings than {stores[0].path}; run the stage again")
+    with create(path, **first) as writer:
+        for store in stores:
+            writer.copy(store)
+            store.close()
