@@ -108,7 +108,7 @@ class Schedule(Section):
     epochs: Count | None = Field(None, description="passes over the training split; give this or `steps`")
     steps: Count | None = Field(None, description="optimiser steps; give this or `epochs`")
     batch_size: Annotated[int, Field(ge=2)] = Field(16, description="pictures a step; even where pairs are mixed")
-    precision: Literal["32", "bf16", "fp16"] = Field("32", description="autocast precision of the networks")
+    precision: Literal["32", "bf16"] = Field("32", description="autocast precision of the networks")
     checkpoint_minutes: Positive = Field(10.0, description="save at least this often, and after every epoch")
 
     @model_validator(mode="after")
@@ -285,6 +285,9 @@ class Config(Section):
 
     results: str = Field("results", description="folder of every output")
     dataset: Dataset = Field(default_factory=Dataset)
+    encoders: dict[Name, Encoder] = Field(
+        default_factory=dict, description="backbones by name; any `encoder` may be such a name, or {like: name, …}"
+    )
     classifier: Classifier = Field(default_factory=Classifier)
     cam: Cam = Field(default_factory=Cam)
     labels: dict[Name, Labels] = Field(min_length=1, description="stage-one recipes by name")
@@ -330,7 +333,14 @@ def validate(model: type[S], values: Any, where: str) -> S:
 
 
 def validate_config(values: dict[str, Any], where: str = "config") -> Config:
-    """Check a whole configuration. `training` is the base of every experiment's own `training`."""
+    """Check a whole configuration.
+
+    `training` is the base of every experiment's own `training`, and names of `encoders` are replaced by what they
+    stand for, so that each section is complete in itself.
+    """
+    if isinstance(values, dict) and isinstance(values.get("encoders"), dict):
+        named = values["encoders"]
+        values = {"encoders": named, **{k: _with_encoders(v, named, where) for k, v in values.items() if k != "encoders"}}
     if isinstance(values, dict) and isinstance(values.get("experiments"), dict):
         common = values.get("training") or {}
         experiments = {
@@ -341,6 +351,23 @@ def validate_config(values: dict[str, Any], where: str = "config") -> Config:
         }
         values = {**values, "experiments": experiments}
     return validate(Config, values, where)
+
+
+def _with_encoders(value: Any, named: dict[str, Any], where: str) -> Any:
+    """`value` with every `encoder: name` and `encoder: {like: name, …}` below it spelt out."""
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for key, entry in value.items():
+        if key == "encoder" and (isinstance(entry, str) or (isinstance(entry, dict) and "like" in entry)):
+            over = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "like"}
+            name = entry if isinstance(entry, str) else str(entry["like"])
+            if not isinstance(named.get(name), dict):
+                raise UserError(f"{where}: encoder: no `{name}` under encoders{_nearest(name, named)}")
+            result[key] = merge(named[name], over)
+        else:
+            result[key] = _with_encoders(entry, named, where)
+    return result
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

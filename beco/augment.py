@@ -1,0 +1,123 @@
+"""Weak augmentation, picture by picture in the loader, and strong colour augmentation, by the batch on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kornia.augmentation as ka
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from beco.config import Crop, Encoder
+from beco.datasets.manifest import Manifest
+from beco.pseudolabels import PseudoLabels
+
+IGNORE = 255
+
+
+class ClassifierPictures(Dataset[dict[str, Tensor]]):
+    """Randomly cropped pictures with their image-level labels.
+
+    Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8 and `target` (K,) float32 in {0, 1}.
+    """
+
+    def __init__(self, manifest: Manifest, crop: Crop) -> None:
+        self.manifest, self.ids, self.targets = manifest, manifest.ids, manifest.labels()
+        self.transform = weak_transform(crop)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        index, draw = key
+        torch.default_generator.manual_seed(draw)  # torchvision draws from the global generator
+        image = self.transform(_image(self.manifest, self.ids[index]))
+        return {"image": image.as_subclass(Tensor), "target": torch.from_numpy(self.targets[index])}
+
+
+class LabelledPictures(Dataset[dict[str, Tensor]]):
+    """Randomly cropped pictures with pseudo-labels (or, for reference, with the training masks).
+
+    Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8, `label` (S, S) uint8 with 255 = no
+    opinion, and `reliable` (S, S) bool.
+    """
+
+    def __init__(self, manifest: Manifest, labels: PseudoLabels | None, fraction: float, crop: Crop) -> None:
+        self.manifest, self.ids, self.labels, self.fraction = manifest, manifest.ids, labels, fraction
+        self.transform = weak_transform(crop)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        index, draw = key
+        image_id = self.ids[index]
+        if self.labels is None:
+            label = torch.from_numpy(self.manifest.mask(image_id))
+            reliable = label != IGNORE
+        else:
+            label = torch.from_numpy(self.labels.label(image_id))
+            reliable = torch.from_numpy(self.labels.reliable(image_id, self.fraction))
+        planes = tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))
+        torch.default_generator.manual_seed(draw)
+        image, planes = self.transform(_image(self.manifest, image_id), planes)
+        planes = planes.as_subclass(Tensor)
+        return {"image": image.as_subclass(Tensor), "label": planes[0], "reliable": planes[1].bool()}
+
+
+def _image(manifest: Manifest, image_id: str) -> Any:
+    return tv_tensors.Image(torch.from_numpy(manifest.image(image_id)).permute(2, 0, 1))
+
+
+def weak_transform(crop: Crop) -> v2.Transform:
+    """Random part of the picture resized to a square, bilinear for pictures and nearest for masks; random mirror."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True),
+            v2.RandomHorizontalFlip(crop.flip),
+        ]
+    )
+
+
+class StrongColour(nn.Module):
+    """Colour augmentation of a whole batch on its device, drawn anew for each picture.
+
+    After the recipe of the published code: brightness, contrast, saturation and hue with probability 0.8, gray with
+    0.2, blur with 0.5. The ranges are those of albumentations' defaults that the code relies on (0.2, 0.2, 30/255,
+    20/180), in kornia's units. Takes and returns (B, 3, H, W) float RGB in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.augment = nn.Sequential(
+            ka.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.12, hue=20 / 180, p=0.8),
+            ka.RandomGrayscale(p=0.2),
+            ka.RandomGaussianBlur((5, 5), (0.1, 1.1), p=0.5),
+        )
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.augment(images).clamp(0, 1)
+
+
+class Normalise(nn.Module):
+    """(B, 3, H, W) RGB in [0, 1] to what the encoder expects."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """uint8 pictures as float32 in [0, 1], channels last in memory."""
+    return images.to(torch.float32, memory_format=torch.channels_last) / 255

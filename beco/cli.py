@@ -1,0 +1,279 @@
+"""The `beco` command: parse, call, nothing else. Stages are imported when they are called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beco.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Weakly supervised semantic segmentation, stage by stage. `snakemake` runs them all in order.",
+)
+
+Root = Annotated[Path, typer.Option(help="dataset root that the manifest's paths are relative to")]
+ManifestPath = Annotated[Path, typer.Option("--manifest", help="manifest.csv")]
+Split = Annotated[str, typer.Option(help="name of the split in the manifest")]
+Settings = Annotated[str | None, typer.Option(help="YAML or JSON text, or a file of it; see config.yaml")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="what to write")]
+Shard = Annotated[str, typer.Option(help="k-of-n: work on every n-th picture")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
+Workers = Annotated[int, typer.Option(min=0, help="data-loading processes")]
+Replace = Annotated[bool, typer.Option("--replace", help="drop a checkpoint of other settings")]
+
+
+@app.callback()
+def _options(
+    log: Annotated[Path | None, typer.Option(help="write messages to this file, not to the terminal")] = None,
+) -> None:
+    handler = logging.FileHandler(log, mode="w") if log else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("beco")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@app.command()
+def draw_shapes(output: Output, settings: Settings = None) -> None:
+    """Draw the embedded dataset in VOC layout."""
+    from beco.config import Shapes, read_settings
+    from beco.datasets import shapes
+
+    shapes.draw(output, read_settings(Shapes, settings))
+
+
+@app.command()
+def manifest(root: Root, output: Output, settings: Settings = None) -> None:
+    """Read a dataset in its own format, check every file of it, and list it in one CSV."""
+    from beco.config import Dataset, read_settings
+    from beco.datasets import shapes, voc
+
+    dataset = read_settings(Dataset, settings)
+    classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
+    voc.build(root, dataset.train, dataset.val, list(classes), output)
+
+
+@app.command()
+def train_classifier(
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    train_split: Split = "train",
+    val_split: Split = "val",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = 0,
+    replace: Replace = False,
+) -> None:
+    """Train the multi-label classifier on image-level labels."""
+    from beco.config import Classifier, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import classifier
+
+    chosen = read_settings(Classifier, settings)
+    compute = Compute(device, threads, workers)
+    classifier.train(manifests.read(manifest, root), train_split, val_split, chosen, compute, output, replace)
+
+
+@app.command()
+def cams(
+    manifest: ManifestPath,
+    root: Root,
+    classifier: Annotated[Path, typer.Option(help="classifier.safetensors")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Infer class activation maps."""
+    from beco.config import Cam, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import cam
+
+    pictures = manifests.read(manifest, root).split(split)
+    cam.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
+
+
+@app.command()
+def labels(
+    manifest: ManifestPath,
+    root: Root,
+    cams: Annotated[Path, typer.Option(help="cams.h5")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+) -> None:
+    """Turn CAMs into pseudo-labels with confidence."""
+    from beco.config import Labels, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.stage1 import labels as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.make(pictures, cams, read_settings(Labels, settings), shard, output)
+
+
+@app.command()
+def gather(
+    parts: Annotated[list[Path], typer.Argument(help="HDF5 files of the shards")],
+    output: Output,
+) -> None:
+    """Join the HDF5 files of several shards."""
+    from beco import store
+
+    store.gather(parts, output)
+
+
+@app.command()
+def export_labels(
+    labels: Annotated[Path, typer.Argument(help="labels.h5")],
+    output: Output,
+) -> None:
+    """Write pseudo-labels as palette PNGs, 255 where there is no opinion."""
+    from beco.datasets.palette import write_index_png
+    from beco.files import whole
+    from beco.pseudolabels import PseudoLabels
+
+    reader = PseudoLabels(labels)
+    with whole(output) as folder:
+        folder.mkdir()
+        for image_id in reader.ids():
+            write_index_png(folder / f"{image_id}.png", reader.label(image_id))
+
+
+@app.command()
+def train(
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    recipe: Annotated[str, typer.Option(help="single, cotraining or beco")],
+    labels: Annotated[Path | None, typer.Option(help="labels.h5; without it the training masks are used")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="for encoder.weights: classifier")] = None,
+    split: Split = "train",
+    network: Annotated[str | None, typer.Option(help="settings of the network, YAML text or file")] = None,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = 0,
+    replace: Replace = False,
+) -> None:
+    """Train segmentation networks on pseudo-labels."""
+    from beco.config import Network, Training, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage2 import train as stage
+
+    if recipe not in ("single", "cotraining", "beco"):
+        raise UserError(f"--recipe: no recipe `{recipe}`; known: single, cotraining, beco")
+    stage.train(
+        manifests.read(manifest, root),
+        split,
+        labels,
+        classifier,
+        read_settings(Network, network, "--network"),
+        read_settings(Training, settings),
+        recipe,  # type: ignore[arg-type]
+        seed,
+        Compute(device, threads, workers),
+        output,
+        replace,
+    )
+
+
+@app.command()
+def predict(
+    manifest: ManifestPath,
+    root: Root,
+    networks: Annotated[Path, typer.Option(help="networks.safetensors")],
+    output: Output,
+    split: Split = "val",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Write a palette PNG per picture."""
+    from beco.config import Prediction, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage2 import predict as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.predict(pictures, networks, read_settings(Prediction, settings), Compute(device, threads), output)
+
+
+@app.command()
+def evaluate(
+    manifest: ManifestPath,
+    root: Root,
+    predictions: Annotated[Path, typer.Option(help="folder of <image_id>.png")],
+    output: Output,
+    split: Split = "val",
+    settings: Annotated[str | None, typer.Option(help="the protocol: settings of the prediction")] = None,
+) -> None:
+    """Score predictions against the masks of a split."""
+    from beco.config import Prediction, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import evaluate as stage
+
+    protocol = read_settings(Prediction, settings).model_dump(mode="json", exclude={"batch_size"})
+    stage.evaluate_predictions(manifests.read(manifest, root).split(split), predictions, output, protocol)
+
+
+@app.command()
+def evaluate_labels(
+    manifest: ManifestPath,
+    root: Root,
+    labels: Annotated[Path, typer.Option(help="labels.h5")],
+    output: Output,
+    split: Split = "train",
+    fraction: Annotated[float, typer.Option(min=0, max=1, help="reliable share of each class")] = 0.5,
+) -> None:
+    """Score pseudo-labels against the training masks, where there are any."""
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import evaluate as stage
+
+    stage.evaluate_labels(manifests.read(manifest, root).split(split), labels, output, fraction)
+
+
+def main() -> None:
+    """Run the command line; a `UserError` is one line on standard error and exit status 1."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
+        os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space")
+    except Exception:
+        logging.getLogger("beco").exception("beco stopped on an error of its own; please report it")
+        sys.exit(2)
+
+
+def _fail(message: str) -> None:
+    logger = logging.getLogger("beco")
+    if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        logger.error(message)
+    print(f"beco: {message}", file=sys.stderr)
+    sys.exit(1)
+
+

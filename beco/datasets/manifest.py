@@ -1,0 +1,243 @@
+"""`manifest.csv`: every picture of a dataset with its split, size, mask and image-level labels.
+
+The file is checked when it is built, so later stages trust it. Columns: `image_id, split, image, mask, width,
+height`, then one 0/1 column for each foreground class; the order of those columns gives the label values
+1…K (0 is background, 255 is no opinion). Paths are relative to the dataset's root, and `mask` may be empty.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from beco.datasets.palette import DAMAGED, read_index_png
+from beco.errors import UserError
+from beco.files import whole
+
+COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
+TEXT = ["image_id", "split", "image", "mask"]
+IGNORE = 255
+MOST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The pictures of a dataset, or of one split of it, in the order of the file."""
+
+    root: Path
+    """What the paths in the table are relative to."""
+    table: pd.DataFrame
+    """One row a picture, indexed by `image_id`; the columns of the file."""
+    classes: list[str]
+    """Names of the foreground classes; position k holds the name of label value k + 1."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def split(self, name: str) -> Manifest:
+        """The pictures of one split. Raises `UserError` naming the known splits if there are none."""
+        rows = self.table[self.table["split"] == name]
+        if rows.empty:
+            known = ", ".join(dict.fromkeys(self.table["split"])) or "none"
+            raise UserError(f"split `{name}`: no pictures in the manifest; known splits: {known}")
+        return replace(self, table=rows)
+
+    def with_masks(self) -> Manifest:
+        """The pictures that have a mask; possibly none."""
+        return replace(self, table=self.table[self.table["mask"] != ""])
+
+    @property
+    def ids(self) -> list[str]:
+        """The image ids, in order."""
+        return [str(name) for name in self.table.index]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every picture has a mask."""
+        return bool((self.table["mask"] != "").all())
+
+    def image(self, image_id: str) -> NDArray[np.uint8]:
+        """The picture, (H, W, 3) uint8 RGB, as stored (no EXIF orientation applied)."""
+        return read_picture(self.root / self._text(image_id, "image"))
+
+    def mask(self, image_id: str) -> NDArray[np.uint8]:
+        """The true label of each pixel, (H, W) uint8 in {0…K, 255}. Raises `UserError` if there is none."""
+        path = self._text(image_id, "mask")
+        if not path:
+            raise UserError(f"{image_id}: has no mask in the manifest; choose pictures that have one")
+        return read_index_png(self.root / path)
+
+    def labels(self) -> NDArray[np.float32]:
+        """Image-level labels, (N, K) float32 of 0 and 1, rows as `ids`, columns as `classes`."""
+        return self.table[self.classes].to_numpy(dtype=np.float32)
+
+    def present(self, image_id: str) -> list[int]:
+        """Label values (1…K, ascending) of the classes in a picture."""
+        row = self._row(image_id)[self.classes].to_numpy(dtype=np.int64)
+        return [int(k) + 1 for k in np.flatnonzero(row)]
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        row = self._row(image_id)
+        return int(row["height"]), int(row["width"])
+
+    def _text(self, image_id: str, column: str) -> str:
+        return str(self._row(image_id)[column])
+
+    def _row(self, image_id: str) -> pd.Series:
+        try:
+            row = self.table.loc[image_id]
+        except KeyError as error:
+            raise UserError(f"{image_id}: not in the manifest; build the manifest again") from error
+        assert isinstance(row, pd.Series)  # ids are unique
+        return row
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def write(table: pd.DataFrame, path: Path | str) -> None:
+    """Write a table with the columns of the file (`image_id` as a column), whole or not at all."""
+    classes = [str(name) for name in table.columns if name not in COLUMNS]
+    with whole(path) as temporary:
+        table[COLUMNS + classes].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read(path: Path | str, root: Path | str) -> Manifest:
+    """Read and check a manifest. Raises `UserError` for missing columns, wrong values and repeated ids."""
+    table = _read_table(Path(path))
+    classes = [str(name) for name in table.columns if name not in COLUMNS]
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise UserError(f"{path}: lacks the column(s) {', '.join(missing)}; build the manifest again")
+    if not classes:
+        raise UserError(f"{path}: has no class columns; add one 0/1 column for each foreground class")
+    if table.empty:
+        raise UserError(f"{path}: lists no pictures; build the manifest again")
+    for name in ["image_id", "split", "image"]:
+        if (table[name] == "").any():
+            raise UserError(f"{path}: empty {name} in {_line(table, table[name] == '')}; fill it in")
+    if (repeated := table["image_id"].duplicated()).any():
+        name = table.loc[repeated, "image_id"].iloc[0]
+        raise UserError(f"{path}: image_id {name} comes twice; keep one of its rows")
+    table = _numbers(table, ["width", "height"], lambda n: n >= 1, "a whole number of pixels", path)
+    table = _numbers(table, classes, lambda n: n.isin([0, 1]), "0 or 1", path)
+    return Manifest(Path(root), table.set_index("image_id"), classes)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        # As text, and without guessing at missing values: ids such as 000012 or NA are ids.
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such manifest; run `beco manifest` first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as CSV ({' '.join(str(error).split())}); mend it") from error
+
+
+def _numbers(
+    table: pd.DataFrame,
+    columns: list[str],
+    valid: Callable[[pd.Series], pd.Series],
+    wanted: str,
+    path: Path | str,
+) -> pd.DataFrame:
+    """The table with the columns as integers, or a `UserError` naming the first line that does not fit."""
+    found = {}
+    for name in columns:
+        values = pd.to_numeric(table[name], errors="coerce")
+        wrong = ~(valid(values) & (values % 1 == 0))
+        if wrong.any():
+            first = table.loc[wrong, name].iloc[0]
+            raise UserError(f"{path}: {name} is `{first}` in {_line(table, wrong)}; write {wanted}")
+        found[name] = values.astype("int64")
+    return table.assign(**found)
+
+
+def _line(table: pd.DataFrame, where: pd.Series) -> str:
+    """`line n` of the first row that a condition holds for, counted as an editor does."""
+    return f"line {int(np.flatnonzero(where.to_numpy())[0]) + 2}"
+
+
+# --- while building -----------------------------------------------------------------------------------------
+
+
+def check_and_measure(table: pd.DataFrame, root: Path | str, classes: list[str]) -> pd.DataFrame:
+    """Open every picture and mask; return the table with `width` and `height`, columns in the file's order.
+
+    Args:
+        table: columns `image_id, split, image, mask` and one 0/1 column per class.
+        root: what the paths are relative to.
+        classes: foreground classes in label order; masks may hold 0…K and 255.
+
+    Raises `UserError` listing every picture that is missing or does not decode to its end, and every mask
+    that is missing, not an index PNG, of another size than its picture, or with a value that no class has.
+    """
+    rows = list(zip(table["image"].astype(str), table["mask"].astype(str), strict=True))
+    check = partial(_check, Path(root), len(classes))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(
+            tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None)
+        )
+    refuse((problem for problem in found if isinstance(problem, str)), f"{root}")
+    sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
+
+
+def refuse(problems: Iterable[str], where: str) -> None:
+    """Raise one `UserError` for all problems, if any: a single line, or a count and the first 20 of them."""
+    lines = list(problems)
+    if len(lines) == 1:
+        raise UserError(lines[0])
+    if lines:
+        shown = lines[:MOST_LINES]
+        first = f"; the first {len(shown)}" if len(shown) < len(lines) else ""
+        raise UserError("\n".join([f"{where}: {len(lines)} problems{first}:", *shown]))
+
+
+def read_picture(path: Path | str) -> NDArray[np.uint8]:
+    """Decode a picture to its end, (H, W, 3) uint8 RGB. Raises `UserError` if it is missing or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert("RGB"), dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such picture; copy it there or take it off the list") from error
+    except DAMAGED as error:
+        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+
+
+def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int] | str:
+    """(height, width) of a picture, or what is wrong with it or its mask."""
+    image, mask = row
+    try:
+        height, width = read_picture(root / image).shape[:2]
+        if mask:
+            _check_mask(root / mask, (height, width), count)
+    except UserError as error:
+        return str(error)
+    return height, width
+
+
+def _check_mask(path: Path, size: tuple[int, int], count: int) -> None:
+    label = read_index_png(path)
+    if label.shape != size:
+        raise UserError(
+            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height);"
+            " give both the same size"
+        )
+    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+    wrong = [int(value) for value in values if count < value != IGNORE]
+    if wrong:
+        raise UserError(
+            f"{path}: holds the value {wrong[0]}, but labels go from 0 to {count} (and 255);"
+            " correct the mask or dataset.classes"
+        )

@@ -1,0 +1,58 @@
+"""Index PNGs: one byte per pixel, shown in the colours of PASCAL VOC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beco.errors import UserError
+from beco.files import whole
+
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files it cannot decode, depending on the format and on where the damage is."""
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """The colour of every label value, (256, 3) uint8.
+
+    PASCAL VOC (`VOClabelcolormap` of the development kit) deals the bits of the label out to the three
+    channels in turn: bits 0, 3, 6 to red, 1, 4, 7 to green, 2, 5 to blue, from the highest bit of the
+    channel downwards. So neighbouring labels differ in a high bit of some channel.
+    """
+    values = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((values >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return colours
+
+
+def write_index_png(path: Path | str, label: NDArray[np.uint8]) -> None:
+    """Write an (H, W) uint8 label map as a palette PNG (mode P) that any viewer shows in VOC colours."""
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(f"a label map is (H, W) uint8, not {label.shape} {label.dtype}")
+    picture = Image.fromarray(np.ascontiguousarray(label)).convert("L")
+    picture.putpalette(voc_palette().tobytes())
+    with whole(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=False)
+
+
+def read_index_png(path: Path | str) -> NDArray[np.uint8]:
+    """Read an index PNG (palette, or 8-bit grey) as (H, W) uint8 label values.
+
+    Raises `UserError` if the file is missing, damaged, or holds colours instead of label values.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            if mode in ("P", "L"):
+                return np.array(picture, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such mask; copy it there or take its picture off the list") from error
+    except DAMAGED as error:
+        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+    raise UserError(
+        f"{path}: holds colours (mode {mode}), not label values; save masks as palette or 8-bit grey PNG"
+    )

@@ -1,0 +1,270 @@
+"""Plots as inline SVG that follows the page's light or dark scheme.
+
+Each function returns an `<svg>` element as text, or None where there is nothing to draw. Series colours are
+those of Okabe & Ito ("Color Universal Design", 2008), which stay apart for colour-blind readers; lines also
+differ in dashes and points in shape. Matplotlib is imported when the first plot is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from beco.evaluation.tables import Run, read_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#A6761D"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+# Placeholders that become the page's own text and line colours.
+INK, RULE, PAPER = "#010203", "#040506", "#070809"
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.parse_math": False,  # a class may be called a$b
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+def colour_of(names: Iterable[str]) -> dict[str, str]:
+    """One colour per name, in order; they repeat after eight."""
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def _svg(draw: Any, width: float, height: float, label: str, columns: int = 1) -> str:
+    """Let `draw(figure, axes)` paint, and return the SVG; `label` is read out by screen readers."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": label})  # type: ignore[dict-item]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure, figure.subplots(1, columns))
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return _inline(stream.getvalue(), label)
+
+
+def _inline(text: str, label: str) -> str:
+    """A stand-alone SVG file as an element of a page: no prologue, no clashing ids, its own colours."""
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    width, height = size.groups() if size else ("600", "300")
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    used = set(re.findall(r'#([\w-]+)["\)]', body))  # salted by matplotlib; all others repeat in every figure
+    body = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
+    body = body.replace(INK, "currentColor").replace(RULE, "var(--rule)").replace(PAPER, "var(--paper)")
+    limits = f"max-width:{float(width):.0f}pt;min-width:{0.7 * float(width):.0f}pt"  # letters stay readable
+    view = f'viewBox="0 0 {width} {height}" style="{limits}"'
+    return f'<svg role="img" aria-label="{escape(label)}" {view}>{body}'
+
+
+def training_curves(runs: list[Run]) -> str | None:
+    """Loss by epoch: one colour per experiment, a thin line per seed."""
+    return _curves(
+        runs, lambda frame: ["loss"] if "loss" in frame else [], "training loss", "Training loss by epoch"
+    )
+
+
+def share_curves(runs: list[Run]) -> str | None:
+    """Every `share_…` column of the histories by epoch, one panel each."""
+    return _curves(
+        runs,
+        lambda frame: [name for name in frame if name.startswith("share_")],
+        "",
+        "Shares of pixels during training",
+    )
+
+
+def _curves(runs: list[Run], choose: Any, ylabel: str, label: str) -> str | None:
+    colours = colour_of(run.experiment for run in runs)
+    histories = [
+        (run, read_csv(run.folder / "history.csv")) for run in runs if (run.folder / "history.csv").is_file()
+    ]
+    panels = list(dict.fromkeys(name for _, frame in histories for name in choose(frame)))[:3]
+    if not panels:
+        return None
+
+    def draw(figure: Figure, axes: Any) -> None:
+        for axis, name in zip(np.atleast_1d(axes), panels, strict=True):
+            named: set[str] = set()
+            for run, frame in histories:
+                if name in frame and frame[name].notna().any():
+                    line = frame.groupby("epoch")[name].mean()
+                    first = run.experiment not in named
+                    named.add(run.experiment)
+                    axis.plot(
+                        line.index, line, color=colours[run.experiment], linewidth=1.4 if first else 0.7,
+                        alpha=1 if first else 0.7, marker="o" if len(line) == 1 else None,
+                        label=run.experiment if first else None,
+                    )  # fmt: skip
+            axis.set(xlabel="epoch", ylabel=ylabel or name.replace("_", " "), ylim=(0, None))
+            axis.margins(x=0.01)
+            _whole_numbers(axis)
+        _legend(figure, np.atleast_1d(axes)[0])
+
+    return _svg(draw, 5.4 if len(panels) < 3 else 7.2, 3.6, label, len(panels))
+
+
+def classifier_curve(history: pd.DataFrame) -> str | None:
+    """Loss of the classifier by epoch, and beside it the mAP where the history has one."""
+    names = [name for name in ("loss", "map", "val_map") if name in history and "epoch" in history]
+    if not names:
+        return None
+
+    def draw(figure: Figure, axes: Any) -> None:
+        for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+            line = history.groupby("epoch")[name].mean()
+            axis.plot(
+                line.index, line, color=COLOURS[0], marker="o" if len(line) < 30 else None, markersize=3
+            )
+            axis.set(xlabel="epoch", ylabel="loss" if name == "loss" else "mAP", ylim=(0, None))
+            _whole_numbers(axis)
+
+    return _svg(draw, 3.6 * len(names), 2.8, "Classifier training", len(names))
+
+
+def class_bars(table: pd.DataFrame, experiments: list[str]) -> str | None:
+    """IoU by class: a group of bars per class, one bar per experiment. `table` is that of
+    `tables.class_table`.
+    """
+    colours = colour_of(experiments)
+    experiments = [name for name in experiments if name in table and table[name].notna().any()]
+    if not experiments:
+        return None
+    step = 0.8 / len(experiments)
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        rows = np.arange(len(table))
+        for index, name in enumerate(experiments):
+            values = 100 * table[name].to_numpy(dtype=float)
+            axis.barh(rows - 0.4 + step * (index + 0.5), np.nan_to_num(values), step * 0.9,
+                      color=colours[name], label=name)  # fmt: skip
+        axis.set_yticks(rows, [str(name) for name in table["class"]])
+        axis.set(xlim=(0, 100), xlabel="IoU (%)", ylim=(len(table) - 0.4, -0.6))
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        _legend(figure, axis, 100)
+
+    height = 1.2 + len(table) * max(0.3, 0.13 * len(experiments) + 0.08)
+    return _svg(draw, 7.2, height, "Intersection over union by class")
+
+
+def quality_scatter(recipes: pd.DataFrame, runs: pd.DataFrame) -> str | None:
+    """mIoU of the pseudo-labels (x, training split) against that of the result (y, evaluation split).
+
+    Large points are means over seeds, small ones single seeds; above the dashed line the result beats its
+    labels. `recipes` and `runs` are those of `tables.recipe_table` and `tables.run_table`.
+    """
+    known = recipes.dropna(subset=["labels_miou", "miou"])
+    if known.empty:
+        return None
+    runs = runs[runs["experiment"].isin(known["experiment"])]
+    seeds = {str(name): 100 * group["miou"].dropna() for name, group in runs.groupby("experiment")}
+    values = np.concatenate([100 * known[["labels_miou", "miou"]].to_numpy().ravel(), *seeds.values()])
+    low, high = max(values.min() - 6, 0), min(values.max() + 6, 100)
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        axis.plot([low, high], [low, high], linestyle=(0, (4, 4)), color=INK, linewidth=0.8)
+        axis.annotate(
+            "as good as its labels", (high, high), (-14, -5), textcoords="offset points", ha="right",
+            va="bottom", rotation=45, rotation_mode="anchor", fontsize=8,
+        )  # fmt: skip
+        _scatter_points(axis, known, seeds, list(recipes["experiment"]), 0.022 * (high - low))
+        axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axis.set(xlabel="mIoU of its pseudo-labels, training split (%)", ylabel="mIoU, evaluation split (%)")
+        _legend(figure, axis)
+
+    return _svg(draw, 5.2, 5.2, "Pseudo-label quality against final quality")
+
+
+def _scatter_points(
+    axis: Axes, recipes: pd.DataFrame, seeds: dict[str, pd.Series], names: list[str], step: float
+) -> None:
+    """One marker per recipe with its seeds; recipes of the same labels stand `step` apart."""
+    colours = colour_of(names)
+    shapes = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(colours)}
+    for _, group in recipes.groupby("labels", sort=False):
+        shift = -step * (len(group) - 1) / 2
+        for row in group.to_dict("records"):
+            name, x = row["experiment"], 100 * row["labels_miou"] + shift
+            look: dict[str, Any] = {"linestyle": "", "marker": shapes[name], "color": colours[name]}
+            if len(seeds[name]) > 1:
+                axis.plot([x] * len(seeds[name]), seeds[name], markersize=3.5, alpha=0.7, **look)
+            axis.plot([x], [100 * row["miou"]], markersize=8, markeredgecolor=PAPER, label=name, **look)
+            shift += step
+
+
+def border_errors(
+    labels: Mapping[str, list[dict[str, Any]]], results: Mapping[str, list[dict[str, Any]]]
+) -> str | None:
+    """Error rate by distance to the true border: pseudo-labels dashed with hollow points, experiments solid.
+
+    Values are the `border_error` rows of `metrics.json`.
+    """
+    bins = next((rows for rows in [*labels.values(), *results.values()] if rows), None)
+    if bins is None:
+        return None
+    names = [f"{row['from']}–{row['to']}" if row["to"] is not None else f"{row['from']}+" for row in bins]
+    colours, label_colours = colour_of(results), dict(zip(labels, reversed(COLOURS), strict=False))
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for name, rows in results.items():
+            axis.plot(
+                range(len(rows)), _errors(rows), color=colours[name], marker="o", markersize=4, label=name
+            )
+        for name, rows in labels.items():
+            axis.plot(
+                range(len(rows)), _errors(rows), color=label_colours.get(name, COLOURS[-1]), marker="s",
+                markersize=5, markerfacecolor=PAPER, linestyle=(0, (5, 3)), label=f"labels {name}",
+            )  # fmt: skip
+        axis.set_xticks(range(len(names)), names)
+        axis.set(xlabel="distance to the true border (pixels)", ylabel="wrong pixels (%)", ylim=(0, None))
+        _legend(figure, axis)
+
+    return _svg(draw, 5.4, 4.6, "Error rate by distance to the true border")
+
+
+def _errors(rows: list[dict[str, Any]]) -> list[float]:
+    return [np.nan if row["error"] is None else 100 * row["error"] for row in rows]
+
+
+def _legend(figure: Figure, axis: Axes, characters: int = 75) -> None:
+    """A legend above the plot, as many entries in a line as about `characters` have room for."""
+    handles, names = axis.get_legend_handles_labels()
+    if names:
+        fitting = max(characters // (max(map(len, names)) + 6), 1)
+        figure.legend(handles, names, loc="outside upper left", ncols=min(fitting, len(names)), fontsize=9)
+
+
+def _whole_numbers(axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,308 @@
+"""The tables: joined from the `metrics.json` and CSV files of runs and pseudo-labels, and from nothing else.
+
+CSV files hold shares from 0 to 1 and empty fields where no number exists; Markdown files hold percentages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from beco.errors import UserError
+from beco.files import read_json, whole
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one experiment with one seed, evaluated."""
+
+    experiment: str
+    seed: int
+    labels: str
+    """The pseudo-labels it learnt from, or `truth`."""
+    folder: Path
+    """Holds metrics.json, per_class.csv, per_image.csv, history.csv, training.json and predictions/."""
+
+    def metrics(self) -> dict[str, Any]:
+        """What `evaluate_predictions` wrote."""
+        return _metrics(self.folder / "metrics.json")
+
+    def training(self) -> dict[str, Any]:
+        """Settings, hashes of inputs, commit, device and seconds of the training; empty if not kept."""
+        path = self.folder / "training.json"
+        return read_json(path) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Pseudo-labels of one stage-one recipe, evaluated on the training split."""
+
+    name: str
+    folder: Path
+    """Holds labels.h5 and quality/ with metrics.json, per_class.csv and per_image.csv."""
+
+    @property
+    def quality(self) -> Path:
+        """The folder that `evaluate_labels` wrote."""
+        return self.folder / "quality"
+
+    def metrics(self) -> dict[str, Any]:
+        """What `evaluate_labels` wrote."""
+        return _metrics(self.quality / "metrics.json")
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    if not isinstance(metrics, dict) or "miou" not in metrics:
+        raise UserError(f"{path}: holds no metrics; remove it and run `beco evaluate` again")
+    return metrics
+
+
+# --- joining ------------------------------------------------------------------------------------------------
+
+RUN_NUMBERS = ["miou", "boundary_iou", "pixel_accuracy"]
+
+
+def run_table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per run: experiment, seed, labels, three metrics, protocol, pictures, what it ran on."""
+    rows = []
+    for run in runs:
+        metrics, training = run.metrics(), run.training()
+        rows.append(
+            {
+                "experiment": run.experiment,
+                "seed": run.seed,
+                "labels": run.labels,
+                **{key: metrics.get(key) for key in RUN_NUMBERS},
+                "protocol": protocol_text(metrics.get("protocol", {})),
+                "split": metrics.get("split"),
+                "pictures": metrics.get("pictures"),
+                **{key: training.get(key) for key in ("seconds", "device", "commit")},
+                "folder": str(run.folder),
+            }
+        )
+    columns = ["experiment", "seed", "labels", *RUN_NUMBERS, "protocol", "split", "pictures"]
+    frame = pd.DataFrame(rows, columns=[*columns, "seconds", "device", "commit", "folder"])
+    return frame.astype(dict.fromkeys(RUN_NUMBERS, float))
+
+
+def recipe_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
+    """One row per experiment, in the order given: means over seeds, and how far the labels lie below.
+
+    `miou_std` is the sample standard deviation (ddof = 1), empty for one seed. `difference` is `miou` (on the
+    evaluation split) minus `labels_miou` (of the pseudo-labels, on the training split): the pictures differ.
+    """
+    quality = {source.name: source.metrics().get("miou") for source in label_sources}
+    rows = []
+    for name, group in run_table(runs).groupby("experiment", sort=False):
+        labels = group["labels"].iloc[0]
+        rows.append(
+            {
+                "experiment": name,
+                "labels": labels,
+                "miou": group["miou"].mean(),
+                "miou_std": group["miou"].std(ddof=1),
+                "seeds": len(group),
+                "boundary_iou": group["boundary_iou"].mean(),
+                "pixel_accuracy": group["pixel_accuracy"].mean(),
+                "protocol": " / ".join(dict.fromkeys(group["protocol"])),
+                "labels_miou": quality.get(labels),
+            }
+        )
+    columns = [
+        "experiment",
+        "labels",
+        "miou",
+        "miou_std",
+        "seeds",
+        "boundary_iou",
+        "pixel_accuracy",
+        "protocol",
+    ]
+    frame = pd.DataFrame(rows, columns=[*columns, "labels_miou"]).astype(
+        {"labels_miou": float, "miou": float}
+    )
+    return frame.assign(difference=frame["miou"] - frame["labels_miou"])
+
+
+def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
+    """One row per pseudo-label source: its metrics, and how far its confidence can be trusted.
+
+    `precision` and `recall` are means over the foreground classes that have a value; `border_error` is the
+    error rate within 1 px of a true border.
+    """
+    rows = []
+    for source in label_sources:
+        metrics = source.metrics()
+        reliable = metrics.get("reliable", {})
+        border = metrics.get("border_error") or [{}]
+        rows.append(
+            {
+                "labels": source.name,
+                **{key: metrics.get(key) for key in RUN_NUMBERS},
+                **{key: _foreground_mean(metrics.get(key, {})) for key in ("precision", "recall")},
+                "border_error": border[0].get("error"),
+                "uncertain": metrics.get("uncertain"),
+                "reliable": reliable.get("share"),
+                "accuracy_reliable": reliable.get("accuracy_inside"),
+                "accuracy_rest": reliable.get("accuracy_outside"),
+                "split": metrics.get("split"),
+                "pictures": metrics.get("pictures"),
+            }
+        )
+    columns = ["labels", *RUN_NUMBERS, "precision", "recall", "border_error", "uncertain", "reliable"]
+    shares = [*columns[1:], "accuracy_reliable", "accuracy_rest"]
+    frame = pd.DataFrame(rows, columns=["labels", *shares, "split", "pictures"])
+    return frame.astype(dict.fromkeys(shares, float))
+
+
+def _foreground_mean(values: dict[str, float | None]) -> float | None:
+    known = [value for value in list(values.values())[1:] if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def class_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
+    """IoU by class: one row per class, one column per pseudo-label source (`labels <name>`) and experiment
+    (mean).
+    """
+    columns: dict[str, pd.Series] = {}
+    for source in label_sources:
+        columns[f"labels {source.name}"] = _iou_by_class(source.quality)
+    seeds: dict[str, list[pd.Series]] = {}
+    for run in runs:
+        seeds.setdefault(run.experiment, []).append(_iou_by_class(run.folder))
+    for name, series in seeds.items():
+        columns[name] = pd.concat(series, axis=1).mean(axis=1)
+    frame = pd.concat(columns, axis=1, sort=False) if columns else pd.DataFrame()
+    return frame.rename_axis("class").reset_index()
+
+
+def _iou_by_class(folder: Path) -> pd.Series:
+    return read_csv(folder / "per_class.csv").set_index("class")["iou"].astype(float)
+
+
+def classifier_table(classifier: Path | None) -> pd.DataFrame:
+    """Average precision by class from `classifier.json`, the mean as the last row; empty without the file."""
+    if classifier is None or not classifier.is_file():
+        return pd.DataFrame({"class": [], "ap": []})
+    values = read_json(classifier)
+    rows = [*values.get("ap", {}).items(), ("mean", values.get("map"))]
+    return pd.DataFrame(rows, columns=["class", "ap"]).astype({"ap": float})
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read one of our CSV files; ids and class names stay text, even `007`, `NA` and `null`."""
+    try:
+        text = {"image_id": str, "class": str}
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run the stage that makes it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as CSV; remove it and run its stage again") from error
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+def protocol_text(protocol: dict[str, Any]) -> str:
+    """A protocol in few words: `scale 1, no flip, own size, all networks`; other keys as `key value`."""
+    return ", ".join(_protocol_part(key, value) for key, value in protocol.items())
+
+
+def _protocol_part(key: str, value: Any) -> str:
+    if key == "scales" and isinstance(value, list):
+        return f"scale{'s' if len(value) > 1 else ''} " + "+".join(f"{scale:g}" for scale in value)
+    if key == "flip":
+        return "flip" if value else "no flip"
+    if key == "resize":
+        return "own size" if value is None else f"long side {value} px"
+    if key == "networks":
+        return f"{value} network{'s' if value == 'all' else ''}"
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return f"{key} {value}"
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A share as a percentage with one decimal, `–` if there is none."""
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{100 * value:+.1f}".replace("-", "−") if signed else f"{100 * value:.1f}"
+
+
+def mean_std(mean: float, std: float) -> str:
+    """`52.0 ± 1.1`, in percent; without a spread the mean alone."""
+    return percent(mean) if pd.isna(std) else f"{percent(mean)} ± {percent(std)}"
+
+
+def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def write_tables(
+    runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path
+) -> None:
+    """Write every table into `output`: recipes, pseudo_labels and classifier (.csv, .md), per_class.csv,
+    runs.csv.
+    """
+    recipes, labels = recipe_table(runs, label_sources), label_table(label_sources)
+    ap = classifier_table(classifier)
+    _csv(recipes, output / "recipes.csv")
+    _text(_recipes_markdown(recipes), output / "recipes.md")
+    _csv(labels, output / "pseudo_labels.csv")
+    _text(_labels_markdown(labels), output / "pseudo_labels.md")
+    _csv(class_table(runs, label_sources), output / "per_class.csv")
+    _csv(ap, output / "classifier.csv")
+    _text(_classifier_markdown(ap), output / "classifier.md")
+    _csv(run_table(runs), output / "runs.csv")
+
+
+def _recipes_markdown(recipes: pd.DataFrame) -> str:
+    header = ["experiment", "labels", "mIoU (%)", "seeds", "boundary IoU (%)", "pixel accuracy (%)"]
+    header += ["mIoU of its labels, train (%)", "difference", "protocol"]
+    rows = [
+        [
+            *(row["experiment"], row["labels"], mean_std(row["miou"], row["miou_std"]), row["seeds"]),
+            *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
+            *(percent(row["difference"], signed=True), row["protocol"]),
+        ]
+        for row in recipes.to_dict("records")
+    ]
+    return markdown(header, rows)
+
+
+def _labels_markdown(labels: pd.DataFrame) -> str:
+    shares = [name for name in labels.columns if name not in ("labels", "split", "pictures")]
+    header = ["labels", *(f"{name.replace('_', ' ')} (%)" for name in shares), "pictures"]
+    rows = [
+        [row["labels"], *(percent(row[name]) for name in shares), row["pictures"]]
+        for row in labels.to_dict("records")
+    ]
+    return markdown(header, rows)
+
+
+def _classifier_markdown(ap: pd.DataFrame) -> str:
+    return markdown(
+        ["class", "AP (%)"], ([row["class"], percent(row["ap"])] for row in ap.to_dict("records"))
+    )
+
+
+def _csv(frame: pd.DataFrame, path: Path) -> None:
+    with whole(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _text(text: str, path: Path) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text)

@@ -1,0 +1,1 @@
+"""Stage one: image-level labels to pseudo-labels with confidence."""

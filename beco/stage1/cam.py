@@ -1,0 +1,71 @@
+"""Class activation maps over scales and flips, kept for the classes that a picture is labelled with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beco import store
+from beco.batches import shard_ids, size_batches
+from beco.config import Cam
+from beco.datasets.manifest import Manifest
+from beco.engine import Compute, choose_device
+from beco.errors import UserError
+from beco.files import file_hash
+from beco.stage1 import classifier as classifiers
+
+GRID_STRIDE = 4
+
+
+def infer(
+    manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path
+) -> None:
+    """Write the CAMs of one shard of `manifest` (one split) as a store with the layer `cam`.
+
+    Per picture: (K', ⌈h/4⌉, ⌈w/4⌉) float16 in [0, 1] for its K' classes, with the attribute `classes` holding their
+    label values (1…K); h, w are the picture's size after `settings.resize`.
+    """
+    torch.set_num_threads(compute.threads)
+    device = choose_device(compute.device)
+    network, classes = classifiers.load(classifier)
+    if classes != manifest.classes:
+        raise UserError(f"{classifier}: trained for other classes than the manifest's; train the classifier again")
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    ids = shard_ids(manifest.ids, shard)
+    attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes}
+    with store.create(output, **attributes) as writer:
+        for chosen, images in size_batches(manifest, ids, settings.resize, settings.batch_size, "CAMs"):
+            maps = multi_scale_maps(network, images.to(device), settings).cpu()
+            for image_id, planes in zip(chosen, maps, strict=True):
+                present = manifest.present(image_id)
+                cam = normalise(planes[[value - 1 for value in present]])
+                writer.put("cam", image_id, cam.half().numpy(), classes=present)
+
+
+@torch.inference_mode()
+def multi_scale_maps(network: classifiers.CamNetwork, images: Tensor, settings: Cam) -> Tensor:
+    """Sum of ReLU class maps over scales and mirror images: (B, 3, h, w) -> (B, K, ⌈h/4⌉, ⌈w/4⌉) float32."""
+    height, width = images.shape[-2:]
+    grid = (math.ceil(height / GRID_STRIDE), math.ceil(width / GRID_STRIDE))
+    total = torch.zeros(())
+    for scale in settings.scales:
+        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, size, mode="bilinear", antialias=scale < 1, align_corners=False)
+        views = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
+        maps = network.maps(views.contiguous(memory_format=torch.channels_last)).float().relu()
+        if settings.flip:
+            straight, mirrored = maps.chunk(2)
+            maps = straight + mirrored.flip(-1)
+        total = F.interpolate(maps, grid, mode="bilinear", align_corners=False) + total.to(maps.device)
+    return total
+
+
+def normalise(planes: Tensor) -> Tensor:
+    """Divide each plane of (K, h, w) by its maximum (plus 1e-5, as IRN does), giving values in [0, 1)."""
+    return planes / (planes.amax((1, 2), keepdim=True) + 1e-5)

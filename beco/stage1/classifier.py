@@ -1,0 +1,135 @@
+"""The multi-label classifier of stage one: a backbone, one 1×1 convolution per class, global average pooling."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from beco import encoders
+from beco.augment import ClassifierPictures, Normalise, StrongColour, unit_range
+from beco.batches import size_batches
+from beco.config import Classifier as Settings
+from beco.config import Encoder
+from beco.datasets.manifest import Manifest
+from beco.engine import Compute, choose_device, fit, mixed_seed
+from beco.files import file_hash, write_json
+
+log = logging.getLogger("beco")
+
+
+class CamNetwork(nn.Module):
+    """Backbone at a given output stride with a class map per class.
+
+    The head is a 1×1 convolution without bias, so that the average of a class map is the class's logit and the map
+    itself is the class activation map (Zhou et al. 2016, section 2; in this form since Ahn et al. 2019).
+    """
+
+    def __init__(self, encoder: Encoder, output_stride: int, classes: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(encoder)
+        self.backbone = encoders.create_backbone(encoder, output_stride)
+        self.head = nn.Conv2d(self.backbone.feature_info.channels()[-1], classes, 1, bias=False)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
+        return self.head(self.backbone(self.normalise(images))[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> logits (B, K)."""
+        return self.maps(images).mean((2, 3))
+
+
+class ClassifierTask(nn.Module):
+    """Multi-label soft-margin loss on weakly augmented pictures."""
+
+    def __init__(self, network: CamNetwork, colour: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.colour = StrongColour() if colour else nn.Identity()
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
+        return [(list(self.network.backbone.parameters()), False), (list(self.network.head.parameters()), True)]
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+        logits = self.network(self.colour(unit_range(batch["image"])))
+        return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["target"])}
+
+
+def train(
+    manifest: Manifest, train_split: str, val_split: str, settings: Settings, compute: Compute, output: Path, replace: bool
+) -> None:
+    """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`."""
+    pictures = manifest.split(train_split)
+    torch.manual_seed(mixed_seed(settings.seed, 0, 4))
+    network = CamNetwork(settings.encoder, settings.output_stride, len(manifest.classes))
+    encoders.prepare_backbone(network.backbone, settings.encoder)
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "manifest": pictures.table.to_csv(),
+        "weights": _weights_hash(settings.encoder),
+    }
+    state = fit(
+        ClassifierTask(network, settings.colour),
+        ClassifierPictures(pictures, settings.crop),
+        settings.schedule,
+        settings.optimiser,
+        settings.seed,
+        output,
+        identity,
+        compute,
+        "classifier",
+        replace,
+    )
+    scores = evaluate(network, manifest.split(val_split), settings, compute)
+    log.info("classifier: mAP %.3f on %s", scores["map"], val_split)
+    metadata = {
+        "encoder": settings.encoder.model_dump_json(),
+        "output_stride": str(settings.output_stride),
+        "classes": json.dumps(manifest.classes),
+    }
+    encoders.save_network(network, output / "classifier.safetensors", metadata)
+    write_json(
+        output / "classifier.json",
+        {**scores, "split": val_split, "steps": state.step, "seconds": state.seconds, "settings": identity["settings"]},
+    )
+
+
+def _weights_hash(encoder: Encoder) -> str | None:
+    return file_hash(encoder.weights) if encoder.weights not in (None, "imagenet") else encoder.weights
+
+
+@torch.inference_mode()
+def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, compute: Compute) -> dict[str, Any]:
+    """Average precision of every class over a split, at the size `settings.resize`, and their mean."""
+    device = choose_device(compute.device)
+    network = network.eval().to(device)
+    logits: dict[str, Tensor] = {}
+    for ids, images in size_batches(manifest, manifest.ids, settings.resize, 16, "classifier mAP"):
+        logits.update(zip(ids, network(images.to(device)).float().cpu(), strict=True))
+    scores = torch.stack([logits[image_id] for image_id in manifest.ids])
+    targets = torch.from_numpy(manifest.labels()).long()
+    precision = multilabel_average_precision(scores, targets, len(manifest.classes), average="none")
+    present = targets.any(0)  # a class without a positive has no average precision
+    named = {
+        name: float(value) if here else None
+        for name, value, here in zip(manifest.classes, precision, present, strict=True)
+    }
+    return {"map": float(precision[present].mean()), "ap": named}
+
+
+def load(path: Path) -> tuple[CamNetwork, list[str]]:
+    """The network that `train` saved and the class names of its planes."""
+    state, metadata = encoders.load_network(path)
+    encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
+    classes = json.loads(metadata["classes"])
+    network = CamNetwork(encoder, int(metadata["output_stride"]), len(classes))
+    encoders.prepare_backbone(network.backbone, encoder)
+    network.load_state_dict(state)
+    return network, classes

@@ -1,0 +1,89 @@
+"""From CAMs to `labels.h5`: pseudo-label and confidence of every training picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from skimage.transform import resize
+from tqdm import tqdm
+
+from beco import crf, store
+from beco.batches import shard_ids
+from beco.config import Labels
+from beco.datasets.manifest import Manifest
+from beco.files import file_hash
+from beco.pseudolabels import UNCERTAIN
+from beco.store import Store
+
+
+def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: Path) -> None:
+    """Write the pseudo-labels of one shard of `manifest` (one split) as a store with `label` and `confidence`."""
+    source = Store(cams)
+    attributes = {
+        "labels": settings.model_dump(mode="json"),
+        "cams": file_hash(cams),
+        "classes": manifest.classes,
+    }
+    ids = shard_ids(manifest.ids, shard)
+    with store.create(output, **attributes) as writer:
+        for image_id in tqdm(ids, desc="pseudo-labels", unit="picture", disable=not sys.stderr.isatty(), leave=False):
+            height, width = manifest.size(image_id)
+            cam = upsampled(source.get("cam", image_id), height, width)
+            values = source.attribute("cam", image_id, "classes")
+            if settings.refine == "none":
+                label, confidence = from_scores(with_background(cam, settings.background), values)
+            else:
+                label, confidence = from_crf(manifest.image(image_id), cam, values, settings)
+            writer.put("label", image_id, label)
+            writer.put("confidence", image_id, confidence.astype(np.float16))
+
+
+def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(K, h, w) -> (K, height, width) float32, bilinear between pixel centres."""
+    planes = [resize(plane, (height, width), order=1, mode="edge") for plane in cam.astype(np.float32)]
+    return np.stack(planes) if planes else np.zeros((0, height, width), np.float32)
+
+
+def with_background(cam: np.ndarray, background: float) -> np.ndarray:
+    """Put a constant background plane in front: (K, H, W) -> (K+1, H, W)."""
+    return np.concatenate([np.full_like(cam[:1], background, shape=(1, *cam.shape[1:])), cam])
+
+
+def from_scores(scores: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label by the best of (K+1, H, W) scores, confidence by its margin over the second best (as BECO does).
+
+    `values` are the label values of planes 1…K. Returns (H, W) uint8 and (H, W) float32 in [0, 1]. Of equal scores
+    the lower plane wins, so background wins over a class.
+    """
+    lookup = np.array([0, *values], np.uint8)
+    label = lookup[scores.argmax(0)]
+    if len(scores) == 1:
+        return label, np.ones(label.shape, np.float32)
+    top = np.partition(scores, -2, axis=0)
+    return label, np.clip(top[-1] - top[-2], 0, 1).astype(np.float32)
+
+
+def from_crf(
+    image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: Labels
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two CRF runs with a high and a low background score; what they agree on is the label (IRN, Ahn et al. 2019).
+
+    A class is believed where the run with the high background score finds it, background where both runs find it,
+    and nothing (255) elsewhere. Confidence is the margin between the two best classes of the mean of both
+    posteriors, and 0 where nothing is believed. A picture without classes is background throughout.
+    """
+    if len(cam) == 0:
+        return np.zeros(image.shape[:2], np.uint8), np.ones(image.shape[:2], np.float32)
+    posteriors = [
+        crf.refine(image, with_background(cam, threshold).argmax(0), len(cam) + 1, settings.crf)
+        for threshold in (settings.foreground_threshold, settings.background_threshold)
+    ]
+    foreground, background = (posterior.argmax(0) for posterior in posteriors)
+    _, confidence = from_scores((posteriors[0] + posteriors[1]) / 2, values)
+    label = np.array([0, *values], np.uint8)[foreground]
+    unknown = (foreground == 0) & (background != 0)
+    label[unknown] = UNCERTAIN
+    confidence[unknown] = 0
+    return label, confidence

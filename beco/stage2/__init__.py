@@ -1,0 +1,1 @@
+"""Stage two: pseudo-labels to segmentation networks, by plain or robust training."""

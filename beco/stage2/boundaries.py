@@ -1,0 +1,99 @@
+"""Artificial boundaries: objects of one picture pasted into another, and the band along the cut.
+
+Whole batches on their device, without a loop over pictures or a copy to the host. Picture i is paired with picture
+(i + B/2) mod B, and each of the two receives from the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a batch is trained on. `images` (B, 3, H, W) float; `label` (B, H, W) int64, 255 = no opinion; `reliable`
+    (B, H, W) bool; `band` (B, H, W) bool, the artificial boundaries; `pasted` (B, H, W) bool.
+    """
+
+    images: Tensor
+    label: Tensor
+    reliable: Tensor
+    band: Tensor
+    pasted: Tensor
+
+
+def partners(tensor: Tensor) -> Tensor:
+    """Each entry's partner: the batch rolled by half its length."""
+    return tensor.roll(len(tensor) // 2, 0)
+
+
+def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_background: bool) -> Tensor:
+    """Half of the classes, rounded up, that each picture shows on its trusted pixels, drawn at random.
+
+    `label` (B, H, W) int64, `trusted` (B, H, W) bool -> (B, classes + 1) bool by label value. Pixels labelled 255
+    count for nothing.
+    """
+    counted = torch.where(trusted & (label <= classes), label, classes + 1).flatten(1)
+    present = torch.zeros(len(label), classes + 2, device=label.device).scatter_(1, counted, 1.0)
+    present = present[:, : classes + 1].bool()
+    if ignore_background:
+        present[:, 0] = False
+    draws = torch.rand(present.shape, device=label.device).masked_fill(~present, -1.0)
+    rank = draws.argsort(1, descending=True).argsort(1)
+    return present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
+
+
+def paste_mask(label: Tensor, trusted: Tensor, chosen: Tensor) -> Tensor:
+    """Trusted pixels of the chosen classes: (B, H, W) bool."""
+    values = label.clamp(max=chosen.shape[1] - 1)
+    of_chosen = chosen.gather(1, values.flatten(1)).view_as(label)
+    return of_chosen & trusted & (label < chosen.shape[1])
+
+
+def boundary_band(mask: Tensor, width: int) -> Tensor:
+    """Dilation minus erosion of (B, H, W) bool masks by a square of side 2·width + 1; empty for width 0."""
+    if width == 0:
+        return torch.zeros_like(mask)
+    plane = mask.float().unsqueeze(1)
+    side = 2 * width + 1
+    dilated = F.max_pool2d(plane, side, 1, width)
+    eroded = -F.max_pool2d(-plane, side, 1, width)
+    return (dilated != eroded).squeeze(1)
+
+
+def mix(
+    images: Tensor,
+    offline: tuple[Tensor, Tensor],
+    online: tuple[Tensor, Tensor],
+    classes: int,
+    probability: float,
+    ignore_background: bool,
+    band_width: int,
+) -> Supervision:
+    """Class-mix by pairs.
+
+    Each picture receives, with the given probability, its partner's trusted pixels of half of the partner's classes,
+    by the partner's online label. A picture that takes part is then supervised by the online labels (its own and the
+    pasted ones) and trusts the online masks, even if there was nothing to paste; any other keeps its offline label
+    and mask. `offline` and `online` are (label (B, H, W) int64, mask (B, H, W) bool).
+    """
+    if len(images) % 2:
+        raise ValueError("pairs need an even batch")
+    label, trusted = online
+    donor_label, donor_trusted = partners(label), partners(trusted)
+    chosen = choose_classes(donor_label, donor_trusted, classes, ignore_background)
+    mixed = (torch.rand(len(images), device=images.device) < probability).view(-1, 1, 1)
+    pasted = paste_mask(donor_label, donor_trusted, chosen) & mixed
+    return Supervision(
+        images=torch.where(pasted.unsqueeze(1), partners(images), images),
+        label=torch.where(mixed, torch.where(pasted, donor_label, label), offline[0]),
+        reliable=torch.where(mixed, pasted | trusted, offline[1]),
+        band=boundary_band(pasted, band_width),
+        pasted=pasted,
+    )

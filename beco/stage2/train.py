@@ -1,0 +1,115 @@
+"""Training of stage two, and the file that holds its networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from beco import encoders
+from beco.augment import LabelledPictures
+from beco.config import Network, Training
+from beco.datasets.manifest import Manifest
+from beco.engine import Compute, fit, mixed_seed
+from beco.errors import UserError
+from beco.files import file_hash, write_json
+from beco.pseudolabels import PseudoLabels
+from beco.stage2.networks import Segmenter, build
+from beco.stage2.recipes import Recipe, RecipeTask
+
+
+def train(
+    manifest: Manifest,
+    split: str,
+    labels: Path | None,
+    classifier: Path | None,
+    network: Network,
+    settings: Training,
+    recipe: Recipe,
+    seed: int,
+    compute: Compute,
+    output: Path,
+    replace: bool,
+) -> None:
+    """Train the networks of one recipe on `labels` (None: the training masks, as an upper bound).
+
+    Writes `networks.safetensors`, `training.json` and `history.csv` into `output`.
+    """
+    pictures = manifest.split(split)
+    reader = _checked_labels(pictures, labels)
+    if recipe != "single" and settings.schedule.batch_size % 2:
+        raise UserError("training.schedule.batch_size: pairs are mixed, so it must be even")
+    networks = []
+    for number in range(1 if recipe == "single" else 2):
+        torch.manual_seed(mixed_seed(seed, number, 5))
+        networks.append(build(network, len(manifest.classes), classifier))
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "network": network.model_dump(mode="json"),
+        "recipe": recipe,
+        "seed": seed,
+        "labels": file_hash(labels) if labels else "truth",
+        "manifest": pictures.table.to_csv(),
+        "weights": _starting_weights(network, classifier),
+    }
+    state = fit(
+        RecipeTask(networks, recipe, settings, len(manifest.classes)),
+        LabelledPictures(pictures, reader, settings.reliable_fraction, settings.crop),
+        settings.schedule,
+        settings.optimiser,
+        seed,
+        output,
+        identity,
+        compute,
+        f"{recipe} seed {seed}",
+        replace,
+    )
+    metadata = {"network": network.model_dump_json(), "classes": json.dumps(manifest.classes), "count": str(len(networks))}
+    encoders.save_network(torch.nn.ModuleList(networks), output / "networks.safetensors", metadata)
+    write_json(
+        output / "training.json",
+        {
+            **{key: value for key, value in identity.items() if key != "manifest"},
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | None:
+    """The reader of `labels`, after a look at whether it belongs to these pictures."""
+    if labels is None:
+        if not pictures.has_masks:
+            raise UserError("labels: truth asked for, but the training split has no masks; name a stage-one recipe")
+        return None
+    reader = PseudoLabels(labels)
+    missing = set(pictures.ids) - set(reader.ids())
+    if missing:
+        raise UserError(
+            f"{labels}: has no label for {len(missing)} of {len(pictures.ids)} training pictures, such as "
+            f"{min(missing)}; make it again from this manifest"
+        )
+    classes = reader.store.attributes.get("classes")
+    if classes != pictures.classes:
+        raise UserError(f"{labels}: its classes {classes} are not the manifest's; make it again from this manifest")
+    return reader
+
+
+def _starting_weights(network: Network, classifier: Path | None) -> str | None:
+    weights = network.encoder.weights
+    if weights == "classifier" and classifier is not None:
+        return file_hash(classifier)
+    return weights if weights in (None, "imagenet", "classifier") else file_hash(str(weights))
+
+
+def load(path: Path) -> tuple[list[Segmenter], list[str]]:
+    """The networks that `train` saved, in evaluation mode, and their class names."""
+    state, metadata = encoders.load_network(path)
+    settings = Network.model_validate_json(metadata["network"])
+    settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
+    classes = json.loads(metadata["classes"])
+    networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
+    torch.nn.ModuleList(networks).load_state_dict(state)
+    return [network.eval() for network in networks], classes
