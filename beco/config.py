@@ -65,13 +65,15 @@ class Encoder(Section):
 
     name: str = Field("resnet50", description="timm model name")
     weights: str | None = Field(
-        None, description="imagenet | a .safetensors/.pth/.pt file | classifier (stage two only) | null = random"
+        None,
+        description="imagenet | a .safetensors/.pth/.pt file | classifier (stage two only) | null = random",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="passed to the timm constructor, such as pad_type: same"
     )
     drop: list[str] = Field(
-        default_factory=list, description="blocks replaced by the identity, such as blocks.4.1, if weights lack them"
+        default_factory=list,
+        description="blocks replaced by the identity, such as blocks.4.1, if weights lack them",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in [0, 1]")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divides after the mean is subtracted")
@@ -149,9 +151,7 @@ class Classifier(Section):
 
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
     output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features")
-    crop: Crop = Field(
-        default_factory=lambda: Crop(size=512, area=(0.2, 1.0)), description="weak augmentation"
-    )
+    crop: Crop = Field(default_factory=lambda: Crop(size=512, area=(0.2, 1.0)), description="weak augmentation")
     colour: bool = Field(False, description="strong colour augmentation as in stage two")
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=5), description="length and batch")
     optimiser: Optimiser = Field(
@@ -229,7 +229,8 @@ class Training(Section):
         0.5, description="share of each class's pixels, per picture, that count as reliable (co-training)"
     )
     warmup: Fraction = Field(
-        1 / 80, description="first share of the steps: offline labels, no boundary weight (published: 1 epoch of 80)"
+        1 / 80,
+        description="first share of the steps: offline labels, no boundary weight (published: 1 epoch of 80)",
     )
     peer_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the peer loss (co-training)")
     peer_start: Fraction = Field(0.0, description="share of the steps after which the peer loss is on; published: 0")
@@ -237,9 +238,7 @@ class Training(Section):
     crop: Crop = Field(default_factory=Crop, description="weak augmentation")
     colour: bool = Field(True, description="strong colour augmentation of what the loss sees, alike in all recipes")
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=80), description="length and batch")
-    optimiser: Optimiser = Field(
-        default_factory=lambda: Optimiser(lr=0.01, min_lr=1e-5), description="optimiser"
-    )
+    optimiser: Optimiser = Field(default_factory=lambda: Optimiser(lr=0.01, min_lr=1e-5), description="optimiser")
 
 
 class Prediction(Section):
@@ -286,7 +285,8 @@ class Config(Section):
     results: str = Field("results", description="folder of every output")
     dataset: Dataset = Field(default_factory=Dataset)
     encoders: dict[Name, Encoder] = Field(
-        default_factory=dict, description="backbones by name; any `encoder` may be such a name, or {like: name, …}"
+        default_factory=dict,
+        description="backbones by name; any `encoder` may be such a name, or {like: name, …}",
     )
     classifier: Classifier = Field(default_factory=Classifier)
     cam: Cam = Field(default_factory=Cam)
@@ -340,7 +340,10 @@ def validate_config(values: dict[str, Any], where: str = "config") -> Config:
     """
     if isinstance(values, dict) and isinstance(values.get("encoders"), dict):
         named = values["encoders"]
-        values = {"encoders": named, **{k: _with_encoders(v, named, where) for k, v in values.items() if k != "encoders"}}
+        values = {
+            "encoders": named,
+            **{k: _with_encoders(v, named, where) for k, v in values.items() if k != "encoders"},
+        }
     if isinstance(values, dict) and isinstance(values.get("experiments"), dict):
         common = values.get("training") or {}
         experiments = {

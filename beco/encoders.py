@@ -45,6 +45,12 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
         raise
 
 
+def feature_channels(backbone: nn.Module) -> list[int]:
+    """Channels of each feature map of a backbone from `create_backbone`, shallow to deep."""
+    info: Any = backbone.feature_info
+    return info.channels()
+
+
 def offline_error(name: str, error: Exception) -> UserError:
     """What to say when the library could not bring ImageNet weights."""
     return UserError(

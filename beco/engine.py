@@ -71,11 +71,17 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, pictures: int, batch_size: int, steps: int, seed: int, first: int = 0) -> None:
-        self.pictures, self.batch_size, self.steps, self.seed, self.first = pictures, batch_size, steps, seed, first
+        self.pictures, self.batch_size, self.steps, self.seed, self.first = (
+            pictures,
+            batch_size,
+            steps,
+            seed,
+            first,
+        )
         self.per_epoch = pictures // batch_size
         if self.per_epoch == 0:
             raise UserError(
-                f"schedule.batch_size: {batch_size} exceeds the {pictures} training pictures; make it at most {pictures}"
+                f"schedule.batch_size: {batch_size} exceeds the {pictures} training pictures; make it smaller"
             )
 
     def __len__(self) -> int:
@@ -143,7 +149,7 @@ def fit(
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("high")
     device = choose_device(compute.device)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[schedule.precision])  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[schedule.precision])
     steps = total_steps(schedule, len(dataset))  # type: ignore[arg-type]
     optim = _optimiser(task, optimiser)
     module, optim = fabric.setup(task.to(memory_format=torch.channels_last), optim)
@@ -238,7 +244,16 @@ def _close_epoch(state: State, per_epoch: int, steps: int, lr: float, writer: Su
         writer.add_scalar(f"train/{key}", value, state.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
     epochs = math.ceil(steps / per_epoch)
-    log.info("%s: epoch %d/%d  step %d/%d  %s  %.0f s", name, epoch, epochs, state.step, steps, shown, state.seconds)
+    log.info(
+        "%s: epoch %d/%d  step %d/%d  %s  %.0f s",
+        name,
+        epoch,
+        epochs,
+        state.step,
+        steps,
+        shown,
+        state.seconds,
+    )
 
 
 class _Checkpoint:

@@ -32,7 +32,7 @@ def whole(path: Path | str) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         _remove(temporary)
 

@@ -54,12 +54,11 @@ class Writer:
 @contextmanager
 def create(path: Path | str, **attributes: Any) -> Iterator[Writer]:
     """Create a store at `path`, atomically; `attributes` are kept as JSON at its root."""
-    with whole(path) as temporary:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            file.attrs["format_version"] = FORMAT_VERSION
-            for key, value in attributes.items():
-                file.attrs[key] = json.dumps(value)
-            yield Writer(file)
+    with whole(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        for key, value in attributes.items():
+            file.attrs[key] = json.dumps(value)
+        yield Writer(file)
 
 
 class Store:
@@ -136,7 +135,9 @@ class Store:
         group = self.file.get(layer)
         dataset = None if group is None else group.get(image_id)
         if dataset is None:
-            raise UserError(f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again")
+            raise UserError(
+                f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again"
+            )
         return dataset
 
 

@@ -185,9 +185,7 @@ def check_and_measure(table: pd.DataFrame, root: Path | str, classes: list[str])
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), strict=True))
     check = partial(_check, Path(root), len(classes))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(
-            tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None)
-        )
+        found = list(tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None))
     refuse((problem for problem in found if isinstance(problem, str)), f"{root}")
     sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]

@@ -53,6 +53,4 @@ def read_index_png(path: Path | str) -> NDArray[np.uint8]:
         raise UserError(f"{path}: no such mask; copy it there or take its picture off the list") from error
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
-    raise UserError(
-        f"{path}: holds colours (mode {mode}), not label values; save masks as palette or 8-bit grey PNG"
-    )
+    raise UserError(f"{path}: holds colours (mode {mode}), not label values; save masks as palette or 8-bit grey PNG")

@@ -18,6 +18,7 @@ from beco.datasets.shapes_looks import (
     Colour,
     Map,
     Mask,
+    Range,
     blend,
     colour,
     grid,
@@ -25,23 +26,29 @@ from beco.datasets.shapes_looks import (
 
 
 class Kind(NamedTuple):
-    """A class: the body it shares, the emblem that is its own, and the background it is mostly seen on."""
+    """A class: the body it shares, the emblem that is its own, the hue its body mostly has, and the background it
+    is mostly seen on.
+    """
 
     name: str
     body: str
     emblem: str
+    hue: Range
     habitat: str | None = None
 
 
 KINDS = [
-    Kind("starhound", "hound", "star", "grass"),
-    Kind("moonhound", "hound", "moon"),
-    Kind("ringboat", "boat", "ring", "water"),
-    Kind("crossboat", "boat", "cross"),
-    Kind("hornbeetle", "beetle", "horn"),
-    Kind("dotbeetle", "beetle", "dots"),
+    Kind("starhound", "hound", "star", (12, 48), "grass"),
+    Kind("moonhound", "hound", "moon", (190, 230)),
+    Kind("ringboat", "boat", "ring", (-15, 30), "water"),
+    Kind("crossboat", "boat", "cross", (195, 235)),
+    Kind("hornbeetle", "beetle", "horn", (60, 150)),
+    Kind("dotbeetle", "beetle", "dots", (280, 345)),
 ]
 """The classes in label order 1…6."""
+
+OWN_HUE = 0.8  # chance that a body has its class's hue; else it has that of either class of its body
+TURNED_AWAY = 0.5  # chance that the emblem is on the far side, so that the body alone tells the class, if it does
 
 HABITAT = 0.8  # chance that a class with a habitat is seen there
 COUNTS = (0.25, 0.45, 0.30)  # chances of 1, 2 and 3 objects
@@ -214,12 +221,13 @@ def _paint(
     x, y = grid(len(canvas))
     u, v = item.local(x[:, columns], y[rows])
     whole, part = _masks(item.body, u, v)
-    first, second = _body_colours(rng, item.body, behind)
+    first, second = _body_colours(rng, item.kind, behind)
     skin = blend(first, second, item.body.texture(rng, u, v))
     emblem = EMBLEMS[item.kind.emblem]
     sign = part & emblem.sign(*item.body.part_frame(u, v))
-    skin[part] = colour(rng, *item.body.plate_colour)
-    skin[sign] = colour(rng, emblem.hue, emblem.saturation, emblem.value)
+    if rng.uniform() >= TURNED_AWAY:
+        skin[part] = colour(rng, *item.body.plate_colour)
+        skin[sign] = colour(rng, emblem.hue, emblem.saturation, emblem.value)
     skin *= (1.05 - np.float32(rng.uniform(0.05, 0.3)) * (v + np.float32(0.3)))[..., None]  # lit from above
     canvas[rows, columns][whole] = skin[whole]
     owner[rows, columns][whole] = number
@@ -233,10 +241,12 @@ def _window(item: Placed, size: int) -> tuple[slice, slice]:
     return slice(*low_high[0]), slice(*low_high[1])
 
 
-def _body_colours(rng: np.random.Generator, body: Body, behind: Colour) -> tuple[Colour, Colour]:
+def _body_colours(rng: np.random.Generator, kind: Kind, behind: Colour) -> tuple[Colour, Colour]:
     """Two shades of one hue, neither of them lost on what is behind."""
+    body = BODIES[kind.body]
+    hues = [other.hue for other in KINDS if other.body == kind.body]
     while True:
-        hue = body.hues[int(rng.integers(len(body.hues)))]
+        hue = kind.hue if rng.uniform() < OWN_HUE else hues[int(rng.integers(len(hues)))]
         first = colour(rng, hue, body.saturation, body.value)
         second = np.clip(first * np.float32(rng.choice([0.55, 0.7, 1.35, 1.6])) + 0.03, 0, 1)
         mean = 0.65 * first + 0.35 * second

@@ -73,7 +73,7 @@ def _box(u: Map, v: Map, left: float, right: float, top: float, bottom: float) -
 
 @dataclass(frozen=True)
 class Body:
-    """What two classes share: silhouette, texture, colours, and where the part with the emblem sits."""
+    """What two classes share: silhouette, texture, strength of colour, and where the part with the emblem sits."""
 
     silhouette: Callable[[Map, Map], Mask]
     texture: Callable[[np.random.Generator, Map, Map], Map]
@@ -85,7 +85,6 @@ class Body:
     """Place and size of the part in the body's frame."""
     tilt: float
     """Largest rotation either way, degrees."""
-    hues: tuple[Range, ...]
     saturation: Range
     value: Range
     plate_colour: tuple[Range, Range, Range]
@@ -146,17 +145,17 @@ def _segments(rng: np.random.Generator, u: Map, v: Map) -> Map:
 BODIES = {
     "hound": Body(
         _hound, _patches, _disc, (0.88, -0.46), 0.32, 30,
-        hues=((12, 48), (12, 48), (190, 230)), saturation=(0.15, 0.65), value=(0.30, 0.90),
+        saturation=(0.15, 0.65), value=(0.30, 0.90),
         plate_colour=((200, 300), (0.1, 0.6), (0.12, 0.28)),
     ),
     "boat": Body(
         _boat, _planks, _square, (0.50, -0.56), 0.27, 20,
-        hues=((-15, 20), (20, 45), (195, 235)), saturation=(0.35, 0.85), value=(0.30, 0.90),
+        saturation=(0.35, 0.85), value=(0.30, 0.90),
         plate_colour=((30, 60), (0.0, 0.20), (0.82, 1.0)),
     ),
     "beetle": Body(
         _beetle, _segments, _disc, (0.92, 0.0), 0.35, 180,
-        hues=((60, 150), (60, 150), (280, 345)), saturation=(0.25, 0.80), value=(0.25, 0.80),
+        saturation=(0.25, 0.80), value=(0.25, 0.80),
         plate_colour=((20, 42), (0.55, 0.95), (0.75, 1.0)),
     ),
 }  # fmt: skip

@@ -161,9 +161,7 @@ def _refuse_missing(root: Path, names: list[str], what: str) -> None:
 # --- image-level labels -------------------------------------------------------------------------------------
 
 
-def _table(
-    root: Path, splits: dict[str, list[str]], masks: dict[str, str], classes: list[str]
-) -> pd.DataFrame:
+def _table(root: Path, splits: dict[str, list[str]], masks: dict[str, str], classes: list[str]) -> pd.DataFrame:
     rows, problems = [], []
     for split, names in splits.items():
         for name in names:

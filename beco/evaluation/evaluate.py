@@ -95,9 +95,7 @@ def evaluate_labels(
             scorer.merge(image_id, measured[0])
             border += measured[1]
     source.store.close()
-    return _write(
-        manifest, scorer, border, {"reliable_fraction": fraction}, _trust_shares(trust, fraction), output
-    )
+    return _write(manifest, scorer, border, {"reliable_fraction": fraction}, _trust_shares(trust, fraction), output)
 
 
 def _trust(label: np.ndarray, reliable: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
@@ -170,11 +168,7 @@ def _write(
     _write_csv(images, output / "per_image.csv")
     named = {key: dict(zip(names, result[key], strict=True)) for key in PER_CLASS}
     metrics = {
-        **(
-            {}
-            if measured
-            else {"reason": f"split `{split}` has no masks, so there is nothing to measure against"}
-        ),
+        **({} if measured else {"reason": f"split `{split}` has no masks, so there is nothing to measure against"}),
         **result,
         **named,
         "border_error": border_table(border),

@@ -88,9 +88,7 @@ def _inline(text: str, label: str) -> str:
 
 def training_curves(runs: list[Run]) -> str | None:
     """Loss by epoch: one colour per experiment, a thin line per seed."""
-    return _curves(
-        runs, lambda frame: ["loss"] if "loss" in frame else [], "training loss", "Training loss by epoch"
-    )
+    return _curves(runs, lambda frame: ["loss"] if "loss" in frame else [], "training loss", "Training loss by epoch")
 
 
 def share_curves(runs: list[Run]) -> str | None:
@@ -105,9 +103,7 @@ def share_curves(runs: list[Run]) -> str | None:
 
 def _curves(runs: list[Run], choose: Any, ylabel: str, label: str) -> str | None:
     colours = colour_of(run.experiment for run in runs)
-    histories = [
-        (run, read_csv(run.folder / "history.csv")) for run in runs if (run.folder / "history.csv").is_file()
-    ]
+    histories = [(run, read_csv(run.folder / "history.csv")) for run in runs if (run.folder / "history.csv").is_file()]
     panels = list(dict.fromkeys(name for _, frame in histories for name in choose(frame)))[:3]
     if not panels:
         return None
@@ -142,9 +138,7 @@ def classifier_curve(history: pd.DataFrame) -> str | None:
     def draw(figure: Figure, axes: Any) -> None:
         for axis, name in zip(np.atleast_1d(axes), names, strict=True):
             line = history.groupby("epoch")[name].mean()
-            axis.plot(
-                line.index, line, color=COLOURS[0], marker="o" if len(line) < 30 else None, markersize=3
-            )
+            axis.plot(line.index, line, color=COLOURS[0], marker="o" if len(line) < 30 else None, markersize=3)
             axis.set(xlabel="epoch", ylabel="loss" if name == "loss" else "mAP", ylim=(0, None))
             _whole_numbers(axis)
 
@@ -237,9 +231,7 @@ def border_errors(
 
     def draw(figure: Figure, axis: Axes) -> None:
         for name, rows in results.items():
-            axis.plot(
-                range(len(rows)), _errors(rows), color=colours[name], marker="o", markersize=4, label=name
-            )
+            axis.plot(range(len(rows)), _errors(rows), color=colours[name], marker="o", markersize=4, label=name)
         for name, rows in labels.items():
             axis.plot(
                 range(len(rows)), _errors(rows), color=label_colours.get(name, COLOURS[-1]), marker="s",

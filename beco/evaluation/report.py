@@ -62,7 +62,7 @@ def write_report(
     """
     train, val = manifest.split(train_split), manifest.split(val_split)
     page = {
-        "title": title or f"Weak segmentation of {manifest.root.name}",
+        "title": title or f"Weakly supervised segmentation of {manifest.root.name}",
         "splits": _splits(train, val, train_split, val_split, manifest),
         "legend": _legend(manifest),
         "experiments": _experiments(runs, output),
@@ -104,9 +104,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any
     run_table, classes = tables.run_table(runs), tables.class_table(runs, label_sources)
     experiments = [str(name) for name in recipes["experiment"]]
     errors = {source.name: source.metrics().get("border_error", []) for source in label_sources}
-    results = {
-        run.experiment: run.metrics().get("border_error", []) for run in reversed(runs)
-    }  # first seed stays
+    results = {run.experiment: run.metrics().get("border_error", []) for run in reversed(runs)}  # first seed stays
     plots = {
         "scatter": figures.quality_scatter(recipes, run_table),
         "loss": figures.training_curves(runs),
@@ -146,9 +144,7 @@ def _legend(manifest: Manifest) -> list[dict[str, str]]:
     """Colour of every class; the position is the label value."""
     names = ["background", *manifest.classes]
     palette = voc_palette()
-    return [
-        {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*palette[k])} for k, name in enumerate(names)
-    ]
+    return [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*palette[k])} for k, name in enumerate(names)]
 
 
 def _experiments(runs: list[Run], output: Path) -> list[dict[str, Any]]:
@@ -231,9 +227,7 @@ def _links(folder: Path, names: list[str], output: Path) -> list[dict[str, str]]
     """The files of a folder that exist, as links from where the report lies."""
     start = output.absolute().parent
     found = [name for name in names if (folder / name).exists()]
-    return [
-        {"name": name, "href": quote(os.path.relpath((folder / name).absolute(), start))} for name in found
-    ]
+    return [{"name": name, "href": quote(os.path.relpath((folder / name).absolute(), start))} for name in found]
 
 
 # --- words --------------------------------------------------------------------------------------------------

@@ -123,9 +123,7 @@ def recipe_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> p
         "pixel_accuracy",
         "protocol",
     ]
-    frame = pd.DataFrame(rows, columns=[*columns, "labels_miou"]).astype(
-        {"labels_miou": float, "miou": float}
-    )
+    frame = pd.DataFrame(rows, columns=[*columns, "labels_miou"]).astype({"labels_miou": float, "miou": float})
     return frame.assign(difference=frame["miou"] - frame["labels_miou"])
 
 
@@ -242,17 +240,13 @@ def mean_std(mean: float, std: float) -> str:
 def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
-    )
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def write_tables(
-    runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path
-) -> None:
+def write_tables(runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path) -> None:
     """Write every table into `output`: recipes, pseudo_labels and classifier (.csv, .md), per_class.csv,
     runs.csv.
     """
@@ -286,16 +280,13 @@ def _labels_markdown(labels: pd.DataFrame) -> str:
     shares = [name for name in labels.columns if name not in ("labels", "split", "pictures")]
     header = ["labels", *(f"{name.replace('_', ' ')} (%)" for name in shares), "pictures"]
     rows = [
-        [row["labels"], *(percent(row[name]) for name in shares), row["pictures"]]
-        for row in labels.to_dict("records")
+        [row["labels"], *(percent(row[name]) for name in shares), row["pictures"]] for row in labels.to_dict("records")
     ]
     return markdown(header, rows)
 
 
 def _classifier_markdown(ap: pd.DataFrame) -> str:
-    return markdown(
-        ["class", "AP (%)"], ([row["class"], percent(row["ap"])] for row in ap.to_dict("records"))
-    )
+    return markdown(["class", "AP (%)"], ([row["class"], percent(row["ap"])] for row in ap.to_dict("records")))
 
 
 def _csv(frame: pd.DataFrame, path: Path) -> None:

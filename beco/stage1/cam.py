@@ -21,9 +21,7 @@ from beco.stage1 import classifier as classifiers
 GRID_STRIDE = 4
 
 
-def infer(
-    manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path
-) -> None:
+def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path) -> None:
     """Write the CAMs of one shard of `manifest` (one split) as a store with the layer `cam`.
 
     Per picture: (K', ⌈h/4⌉, ⌈w/4⌉) float16 in [0, 1] for its K' classes, with the attribute `classes` holding their
@@ -34,7 +32,7 @@ def infer(
     network, classes = classifiers.load(classifier)
     if classes != manifest.classes:
         raise UserError(f"{classifier}: trained for other classes than the manifest's; train the classifier again")
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    network = network.eval().to(device).to(memory_format=torch.channels_last)
     ids = shard_ids(manifest.ids, shard)
     attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes}
     with store.create(output, **attributes) as writer:

@@ -35,7 +35,8 @@ class CamNetwork(nn.Module):
         super().__init__()
         self.normalise = Normalise(encoder)
         self.backbone = encoders.create_backbone(encoder, output_stride)
-        self.head = nn.Conv2d(self.backbone.feature_info.channels()[-1], classes, 1, bias=False)
+        width = encoders.feature_channels(self.backbone)[-1]
+        self.head = nn.Conv2d(width, classes, 1, bias=False)
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
@@ -55,7 +56,10 @@ class ClassifierTask(nn.Module):
         self.colour = StrongColour() if colour else nn.Identity()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
-        return [(list(self.network.backbone.parameters()), False), (list(self.network.head.parameters()), True)]
+        return [
+            (list(self.network.backbone.parameters()), False),
+            (list(self.network.head.parameters()), True),
+        ]
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
         logits = self.network(self.colour(unit_range(batch["image"])))
@@ -63,7 +67,13 @@ class ClassifierTask(nn.Module):
 
 
 def train(
-    manifest: Manifest, train_split: str, val_split: str, settings: Settings, compute: Compute, output: Path, replace: bool
+    manifest: Manifest,
+    train_split: str,
+    val_split: str,
+    settings: Settings,
+    compute: Compute,
+    output: Path,
+    replace: bool,
 ) -> None:
     """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`."""
     pictures = manifest.split(train_split)
@@ -97,7 +107,13 @@ def train(
     encoders.save_network(network, output / "classifier.safetensors", metadata)
     write_json(
         output / "classifier.json",
-        {**scores, "split": val_split, "steps": state.step, "seconds": state.seconds, "settings": identity["settings"]},
+        {
+            **scores,
+            "split": val_split,
+            "steps": state.step,
+            "seconds": state.seconds,
+            "settings": identity["settings"],
+        },
     )
 
 

@@ -65,9 +65,7 @@ def from_scores(scores: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
     return label, np.clip(top[-1] - top[-2], 0, 1).astype(np.float32)
 
 
-def from_crf(
-    image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: Labels
-) -> tuple[np.ndarray, np.ndarray]:
+def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Two CRF runs with a high and a low background score; what they agree on is the label (IRN, Ahn et al. 2019).
 
     A class is believed where the run with the high background score finds it, background where both runs find it,

@@ -27,7 +27,7 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
     if classes != manifest.classes:
         raise UserError(f"{networks}: trained for other classes than the manifest's; train again")
     chosen = members[:1] if settings.networks == "first" else members
-    chosen = [network.to(device, memory_format=torch.channels_last) for network in chosen]
+    chosen = [network.to(device).to(memory_format=torch.channels_last) for network in chosen]
     with whole(output) as folder:
         folder.mkdir()
         for ids, images in size_batches(manifest, manifest.ids, settings.resize, settings.batch_size, "prediction"):

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class RecipeTask(nn.Module):
         self.colour = StrongColour() if settings.colour else nn.Identity()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
-        encoder = [p for net in self.networks for p in net.network.encoder.parameters()]
+        segmenters: Any = self.networks
+        encoder = [p for segmenter in segmenters for p in segmenter.network.encoder.parameters()]
         known = {id(p) for p in encoder}
         return [(encoder, False), ([p for p in self.networks.parameters() if id(p) not in known], True)]
 
@@ -51,7 +52,12 @@ class RecipeTask(nn.Module):
             return {"loss": F.cross_entropy(logits[0], label, ignore_index=IGNORE)}
         peer = self.settings.peer_weight if step >= self.settings.peer_start * steps else 0.0
         losses = cotraining_losses(
-            logits[0], logits[1], target, self.settings.mix.band_weight, self.settings.mix.band_weight_peer, peer
+            logits[0],
+            logits[1],
+            target,
+            self.settings.mix.band_weight,
+            self.settings.mix.band_weight_peer,
+            peer,
         )
         losses["share_reliable"] = target.reliable.float().mean()
         losses["share_pasted"] = target.pasted.float().mean()
@@ -87,7 +93,12 @@ class RecipeTask(nn.Module):
 
 
 def cotraining_losses(
-    first: Tensor, second: Tensor, target: Supervision, band_weight: float, band_weight_peer: float, peer_weight: float
+    first: Tensor,
+    second: Tensor,
+    target: Supervision,
+    band_weight: float,
+    band_weight_peer: float,
+    peer_weight: float,
 ) -> dict[str, Tensor]:
     """The four terms of co-training: each network against the labels, each against the other's decision.
 

@@ -65,7 +65,11 @@ def train(
         f"{recipe} seed {seed}",
         replace,
     )
-    metadata = {"network": network.model_dump_json(), "classes": json.dumps(manifest.classes), "count": str(len(networks))}
+    metadata = {
+        "network": network.model_dump_json(),
+        "classes": json.dumps(manifest.classes),
+        "count": str(len(networks)),
+    }
     encoders.save_network(torch.nn.ModuleList(networks), output / "networks.safetensors", metadata)
     write_json(
         output / "training.json",

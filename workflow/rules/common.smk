@@ -1,0 +1,144 @@
+"""What the rules share: the checked configuration, paths, and the slices of the configuration that each rule uses."""
+
+import shutil
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from beco.config import validate_config
+from beco.errors import UserError
+from beco.files import read_json
+from beco.sources import stage_hash
+
+
+def checked_config(values):
+    """The configuration as the schema sees it; what is wrong with it is said in one line."""
+    where = (
+        ", ".join(str(path) for path in workflow.overwrite_configfiles) or "config.yaml"
+    )
+    try:
+        return validate_config(values, where)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+CONFIG = checked_config(config)
+BASE = f"{CONFIG.results}/{CONFIG.dataset.name}"
+LABELS = list(CONFIG.labels)
+RUNS = [
+    (name, seed) for name, entry in CONFIG.experiments.items() for seed in entry.seeds
+]
+COMPUTE = CONFIG.compute
+# A GPU is asked for where one is wanted or seen, so that jobs on one card take turns (profile: resources gpu).
+GPU = int(
+    COMPUTE.device == "cuda"
+    or (COMPUTE.device == "auto" and shutil.which("nvidia-smi") is not None)
+)
+ENVIRONMENT = "../../envs/beco.yaml"
+
+
+scattergather:
+    cams=COMPUTE.shards.cams,
+    labels=COMPUTE.shards.labels,
+
+
+wildcard_constraints:
+    labels="|".join([*LABELS, "truth"]),
+    experiment="|".join(CONFIG.experiments),
+    seed=r"\d+",
+
+
+def dataset_root():
+    """The folder with the pictures; the embedded set is drawn into the results."""
+    return (
+        f"{BASE}/dataset" if CONFIG.dataset.format == "shapes" else CONFIG.dataset.root
+    )
+
+
+def dataset_files(wildcards):
+    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, or the split lists."""
+    if CONFIG.dataset.format == "shapes":
+        return [f"{BASE}/dataset"]
+    lists = [
+        f"{dataset_root()}/ImageSets/Segmentation/{name}.txt"
+        for name in (CONFIG.dataset.train, CONFIG.dataset.val)
+    ]
+    return existing(lists)
+
+
+def existing(paths):
+    """Those that are there; a file that is missing is named by the stage that wants it, with the mend."""
+    return [path for path in paths if path and Path(path).exists()]
+
+
+def weights_file(encoder):
+    """The weights file of an encoder, if it starts from one."""
+    return existing(
+        [encoder.weights]
+        if encoder.weights not in (None, "imagenet", "classifier")
+        else []
+    )
+
+
+def experiment_of(wildcards):
+    """The experiment that a path belongs to."""
+    return CONFIG.experiments[wildcards.experiment]
+
+
+def network_of(wildcards):
+    """The network settings of the experiment that a path belongs to."""
+    return CONFIG.networks[experiment_of(wildcards).network]
+
+
+def run_folder(name, seed):
+    """results/<dataset>/<labels>/<experiment>/seed<k>."""
+    return f"{BASE}/{CONFIG.experiments[name].labels}/{name}/seed{seed}"
+
+
+def pseudo_labels(wildcards):
+    """The labels that an experiment learns from; none if it learns from the training masks."""
+    return (
+        [] if wildcards.labels == "truth" else [f"{BASE}/{wildcards.labels}/labels.h5"]
+    )
+
+
+def starting_weights(wildcards):
+    """Files that the networks of an experiment start from."""
+    encoder = network_of(wildcards).encoder
+    if encoder.weights == "classifier":
+        return [f"{BASE}/classifier/classifier.safetensors"]
+    return weights_file(encoder)
+
+
+def all_runs(pattern):
+    """One path per experiment and seed."""
+    return [pattern.format(run=run_folder(name, seed)) for name, seed in RUNS]
+
+
+def run_options():
+    """The runs as the tables and the report take them: --runs experiment:seed:labels=folder …"""
+    named = [
+        f"{name}:{seed}:{CONFIG.experiments[name].labels}={run_folder(name, seed)}"
+        for name, seed in RUNS
+    ]
+    return [word for option in named for word in ("--runs", option)]
+
+
+def label_options():
+    """The stage-one recipes as the tables and the report take them: --labels name=folder …"""
+    return [word for name in LABELS for word in ("--labels", f"{name}={BASE}/{name}")]
+
+
+def get_final_output():
+    """What a plain `snakemake` makes."""
+    return [f"{BASE}/tables", f"{BASE}/report.html"]
+
+
+def label_and_weight_options(wildcards):
+    """Where the labels and the starting weights of a training are, as options of `beco train`."""
+    options = []
+    if wildcards.labels != "truth":
+        options += ["--labels", f"{BASE}/{wildcards.labels}/labels.h5"]
+    if network_of(wildcards).encoder.weights == "classifier":
+        options += ["--classifier", f"{BASE}/classifier/classifier.safetensors"]
+    return options

@@ -1,0 +1,150 @@
+# Scores, tables and the report.
+
+
+rule evaluate:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
+    output:
+        metrics=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/metrics.json",
+        classes=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/per_class.csv",
+        pictures=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/per_image.csv",
+    log:
+        f"{BASE}/logs/evaluate.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/evaluate.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=120,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        settings=CONFIG.prediction.model_dump_json(),
+        folder=subpath(output.metrics, parent=True),
+        code=stage_hash("beco.evaluation.evaluate"),
+    message:
+        "Scoring `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
+    shell:
+        "beco --log {log:q} evaluate --manifest {input.manifest:q} --root {params.root:q}"
+        " --predictions {input.predictions:q} --settings {params.settings:q} --output {params.folder:q}"
+        " --threads {threads}"
+
+
+rule evaluate_labels:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        labels=f"{BASE}/{{labels}}/labels.h5",
+    output:
+        metrics=f"{BASE}/{{labels}}/quality/metrics.json",
+        classes=f"{BASE}/{{labels}}/quality/per_class.csv",
+        pictures=f"{BASE}/{{labels}}/quality/per_image.csv",
+    log:
+        f"{BASE}/logs/evaluate_labels.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/evaluate_labels.{{labels}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=120,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        fraction=CONFIG.training.reliable_fraction,
+        folder=subpath(output.metrics, parent=True),
+        code=stage_hash("beco.evaluation.evaluate"),
+    message:
+        "Scoring the pseudo-labels `{wildcards.labels}` on the training pictures"
+    shell:
+        "beco --log {log:q} evaluate-labels --manifest {input.manifest:q} --root {params.root:q}"
+        " --labels {input.labels:q} --fraction {params.fraction} --output {params.folder:q} --threads {threads}"
+
+
+rule tables:
+    input:
+        all_runs("{run}/metrics.json"),
+        all_runs("{run}/training.json"),
+        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+    output:
+        report(
+            directory(f"{BASE}/tables"),
+            patterns=["{name}.csv"],
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
+    log:
+        f"{BASE}/logs/tables.log",
+    benchmark:
+        f"{BASE}/benchmarks/tables.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+        gpu=0,
+    params:
+        runs=run_options(),
+        labels=label_options(),
+        code=stage_hash("beco.evaluation.tables"),
+    message:
+        "Tables"
+    shell:
+        "beco --log {log:q} tables {params.runs:q} {params.labels:q} --output {output:q}"
+
+
+rule report:
+    input:
+        all_runs("{run}/metrics.json"),
+        all_runs("{run}/history.csv"),
+        all_runs("{run}/predictions"),
+        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+        expand(f"{BASE}/{{labels}}/labels.h5", labels=LABELS),
+        manifest=f"{BASE}/manifest.csv",
+        cams=f"{BASE}/cams.h5",
+        classifier=f"{BASE}/classifier/classifier.json",
+    output:
+        report(f"{BASE}/report.html", caption="../report/report.rst", category="Report"),
+    log:
+        f"{BASE}/logs/report.log",
+    benchmark:
+        f"{BASE}/benchmarks/report.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=30,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        name=CONFIG.dataset.name,
+        gallery=CONFIG.gallery,
+        runs=run_options(),
+        labels=label_options(),
+        classifier=subpath(input.classifier, parent=True),
+        code=stage_hash("beco.evaluation.report", "evaluation/report.html.j2"),
+    message:
+        "Report"
+    shell:
+        "beco --log {log:q} report --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        " --classifier {params.classifier:q} {params.runs:q} {params.labels:q}"
+        " --gallery {params.gallery} --title {params.name:q} --output {output:q}"
+
+
+# Names for parts of the road: `snakemake --cores all pseudo_labels`, for one.
+
+
+rule pseudo_labels:
+    input:
+        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+
+
+rule scores:
+    input:
+        all_runs("{run}/metrics.json"),

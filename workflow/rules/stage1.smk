@@ -1,0 +1,141 @@
+# Stage one: image-level labels -> classifier -> CAMs -> pseudo-labels with confidence.
+
+
+rule train_classifier:
+    input:
+        weights_file(CONFIG.classifier.encoder),
+        manifest=f"{BASE}/manifest.csv",
+    output:
+        network=f"{BASE}/classifier/classifier.safetensors",
+        scores=f"{BASE}/classifier/classifier.json",
+    log:
+        f"{BASE}/logs/train_classifier.log",
+    benchmark:
+        f"{BASE}/benchmarks/train_classifier.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=GPU,
+    params:
+        root=dataset_root(),
+        settings=CONFIG.classifier.model_dump_json(),
+        folder=subpath(output.network, parent=True),
+        code=stage_hash("beco.stage1.classifier"),
+    message:
+        "Training the classifier on image-level labels"
+    shell:
+        "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {params.root:q}"
+        " --settings {params.settings:q} --output {params.folder:q} --replace"
+        f" --device {COMPUTE.device} --workers {COMPUTE.workers}"
+        " --threads {threads}"
+
+
+rule infer_cams:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        classifier=f"{BASE}/classifier/classifier.safetensors",
+    output:
+        temp(f"{BASE}/shards/cams.{{scatteritem}}.h5"),
+    log:
+        f"{BASE}/logs/infer_cams.{{scatteritem}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/infer_cams.{{scatteritem}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=6000,
+        runtime=240,
+        gpu=GPU,
+    params:
+        root=dataset_root(),
+        settings=CONFIG.cam.model_dump_json(),
+        code=stage_hash("beco.stage1.cam"),
+    message:
+        "Class activation maps, shard {wildcards.scatteritem}"
+    shell:
+        "beco --log {log:q} cams --manifest {input.manifest:q} --root {params.root:q} --classifier {input.classifier:q}"
+        " --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+        f" --device {COMPUTE.device}"
+        " --threads {threads}"
+
+
+rule gather_cams:
+    input:
+        gather.cams(f"{BASE}/shards/cams.{{scatteritem}}.h5"),
+    output:
+        f"{BASE}/cams.h5",
+    log:
+        f"{BASE}/logs/gather_cams.log",
+    benchmark:
+        f"{BASE}/benchmarks/gather_cams.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=0,
+    params:
+        code=stage_hash("beco.store"),
+    message:
+        "Joining the shards of the CAMs"
+    shell:
+        "beco --log {log:q} gather {input:q} --output {output:q}"
+
+
+rule make_labels:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        cams=f"{BASE}/cams.h5",
+    output:
+        temp(f"{BASE}/shards/{{labels}}.{{scatteritem}}.h5"),
+    log:
+        f"{BASE}/logs/make_labels.{{labels}}.{{scatteritem}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/make_labels.{{labels}}.{{scatteritem}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=720,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        settings=lambda wildcards: CONFIG.labels[wildcards.labels].model_dump_json(),
+        code=stage_hash("beco.stage1.labels"),
+    message:
+        "Pseudo-labels `{wildcards.labels}`, shard {wildcards.scatteritem}"
+    shell:
+        "beco --log {log:q} labels --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        " --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+
+
+rule gather_labels:
+    input:
+        lambda wildcards: gather.labels(
+            f"{BASE}/shards/{wildcards.labels}.{{scatteritem}}.h5"
+        ),
+    output:
+        f"{BASE}/{{labels}}/labels.h5",
+    log:
+        f"{BASE}/logs/gather_labels.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/gather_labels.{{labels}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=0,
+    params:
+        code=stage_hash("beco.store"),
+    message:
+        "Joining the shards of the pseudo-labels `{wildcards.labels}`"
+    shell:
+        "beco --log {log:q} gather {input:q} --output {output:q}"

@@ -1,0 +1,69 @@
+# Stage two: pseudo-labels -> segmentation networks -> predictions.
+
+
+rule train_segmenter:
+    input:
+        pseudo_labels,
+        starting_weights,
+        manifest=f"{BASE}/manifest.csv",
+    output:
+        networks=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/networks.safetensors",
+        training=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/training.json",
+        history=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/history.csv",
+    log:
+        f"{BASE}/logs/train_segmenter.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/train_segmenter.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=16000,
+        runtime=2880,
+        gpu=GPU,
+    params:
+        root=dataset_root(),
+        recipe=lambda wildcards: experiment_of(wildcards).recipe,
+        network=lambda wildcards: network_of(wildcards).model_dump_json(),
+        settings=lambda wildcards: experiment_of(wildcards).training.model_dump_json(),
+        inputs=label_and_weight_options,
+        folder=subpath(output.networks, parent=True),
+        code=stage_hash("beco.stage2.train"),
+    message:
+        "Training `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
+    shell:
+        "beco --log {log:q} train --manifest {input.manifest:q} --root {params.root:q} --recipe {params.recipe}"
+        " {params.inputs:q} --network {params.network:q} --settings {params.settings:q} --seed {wildcards.seed}"
+        " --output {params.folder:q} --replace"
+        f" --device {COMPUTE.device} --workers {COMPUTE.workers}"
+        " --threads {threads}"
+
+
+rule predict:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        networks=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/networks.safetensors",
+    output:
+        directory(f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions"),
+    log:
+        f"{BASE}/logs/predict.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/predict.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=6000,
+        runtime=240,
+        gpu=GPU,
+    params:
+        root=dataset_root(),
+        settings=CONFIG.prediction.model_dump_json(),
+        code=stage_hash("beco.stage2.predict"),
+    message:
+        "Predicting with `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
+    shell:
+        "beco --log {log:q} predict --manifest {input.manifest:q} --root {params.root:q} --networks {input.networks:q}"
+        " --settings {params.settings:q} --output {output:q}"
+        f" --device {COMPUTE.device}"
+        " --threads {threads}"
