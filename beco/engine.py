@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -121,6 +122,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device: cuda asked for, but torch sees no GPU; set it to auto or cpu")
     return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """What a device is called: the GPU's name, or the CPU and its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def total_steps(schedule: Schedule, pictures: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,17 @@ def stage_hash(module: str, *extra: str) -> str:
     for file in extra:
         digest.update((PACKAGE / file).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """The commit of this package's checkout, with `+` if tracked files differ from it; None outside of git."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip() + ("+" if same.returncode else "")
 
 
 def _closure(module: str) -> set[str]:

@@ -135,8 +135,8 @@ def test_no_opinion_counts_as_background(pair: tuple[np.ndarray, np.ndarray]) ->
     assert score((prediction, truth)) == score((np.where(prediction == 255, 0, prediction), truth))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(pairs(st.sampled_from([0, 1, 2, 3, 255])), min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+@given(st.lists(pairs(), min_size=1, max_size=3))
 def test_agrees_with_torchmetrics(pictures: list[tuple[np.ndarray, np.ndarray]]) -> None:
     torch = pytest.importorskip("torch")
     classification = pytest.importorskip("torchmetrics.classification")

@@ -296,4 +296,4 @@ def _csv(frame: pd.DataFrame, path: Path) -> None:
 
 def _text(text: str, path: Path) -> None:
     with whole(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

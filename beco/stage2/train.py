@@ -11,10 +11,11 @@ from beco import encoders
 from beco.augment import LabelledPictures
 from beco.config import Network, Training
 from beco.datasets.manifest import Manifest
-from beco.engine import Compute, fit, mixed_seed
+from beco.engine import Compute, choose_device, describe, fit, mixed_seed
 from beco.errors import UserError
 from beco.files import file_hash, write_json
 from beco.pseudolabels import PseudoLabels
+from beco.sources import commit, stage_hash
 from beco.stage2.networks import Segmenter, build
 from beco.stage2.recipes import Recipe, RecipeTask
 
@@ -77,6 +78,9 @@ def train(
             **{key: value for key, value in identity.items() if key != "manifest"},
             "steps": state.step,
             "seconds": round(state.seconds, 1),
+            "device": describe(choose_device(compute.device)),
+            "commit": commit(),
+            "code": stage_hash("beco.stage2.train"),
             "torch": torch.__version__,
         },
     )
