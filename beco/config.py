@@ -50,6 +50,13 @@ class Dataset(Section):
     classes: list[str] | None = Field(None, description="class names in label order 1…; null: the 20 of VOC")
     shapes: Shapes = Field(default_factory=Shapes, description="how the embedded set is drawn")
 
+    def identity(self) -> dict[str, Any]:
+        """What makes it this dataset and no other; results of two datasets must not share a folder."""
+        if self.format == "shapes":
+            return {"format": "shapes"}
+        root = str(Path(str(self.root)).resolve())
+        return {"format": self.format, "root": root, "train": self.train, "val": self.val, "classes": self.classes}
+
     @model_validator(mode="after")
     def _root_for_voc(self) -> Dataset:
         if self.format == "voc" and not self.root:

@@ -143,7 +143,7 @@ def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> Non
     """Write a module's tensors and text metadata as .safetensors, atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     with whole(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+        temporary.write_bytes(safetensors.torch.save(state, metadata))  # save_file would ignore the umask
 
 
 def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -22,8 +22,22 @@ def checked_config(values):
         raise WorkflowError(str(error))
 
 
+def refuse_other_dataset(checked, base):
+    """Stop before the results of one dataset are overwritten by those of another."""
+    made_by = Path(base) / "manifest.json"
+    if made_by.exists():
+        before, now = read_json(made_by)["dataset"], checked.dataset.identity()
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise WorkflowError(
+                f"{base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
+                f"{now[changed[0]]}); choose another dataset.name or results folder, or remove this one"
+            )
+
+
 CONFIG = checked_config(config)
 BASE = f"{CONFIG.results}/{CONFIG.dataset.name}"
+refuse_other_dataset(CONFIG, BASE)
 LABELS = list(CONFIG.labels)
 RUNS = [
     (name, seed) for name, entry in CONFIG.experiments.items() for seed in entry.seeds

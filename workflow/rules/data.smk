@@ -28,7 +28,8 @@ rule manifest:
     input:
         dataset_files,
     output:
-        f"{BASE}/manifest.csv",
+        manifest=f"{BASE}/manifest.csv",
+        identity=f"{BASE}/manifest.json",
     log:
         f"{BASE}/logs/manifest.log",
     benchmark:
@@ -47,4 +48,4 @@ rule manifest:
     message:
         "Reading and checking every picture, label and mask"
     shell:
-        "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output:q}"
+        "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output.manifest:q}"

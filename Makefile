@@ -1,0 +1,42 @@
+# make env | demo | test | lint        (CORES=2 make demo limits the cores)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: env demo test lint lock
+
+BIN := .venv/bin
+UV := $(shell command -v uv || echo .uv/bin/uv)
+UV_VERSION := 0.13.9
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+demo: env            ## the whole road on the embedded dataset, to results/shapes/report.html
+	snakemake --cores $(CORES)
+	echo "Look at results/shapes/report.html"
+
+env: $(BIN)/.installed   ## .venv from the hash-checked lock file
+
+test: env
+	pytest -n $(shell nproc) --dist worksteal
+
+lint: env
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+	mypy
+	snakemake --lint
+
+lock: .uv-there      ## after a change of the dependencies in pyproject.toml
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra dev \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+$(BIN)/.installed: requirements.lock pyproject.toml | .uv-there
+	command -v c++ >/dev/null || { echo "c++: no such compiler, pydensecrf2 needs one; install it (apt-get install g++)"; exit 1; }
+	[ -x $(BIN)/python ] || $(UV) venv --python '>=3.11,<3.14' .venv
+	$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: .uv-there
+.uv-there:           # uv itself, where it is missing
+	command -v $(UV) >/dev/null || python3 -m pip install --quiet --target .uv uv==$(UV_VERSION)
