@@ -19,6 +19,8 @@ rule train_classifier:
         mem_mb=8000,
         runtime=720,
         gpu=GPU,
+        device=COMPUTE.device,
+        workers=COMPUTE.workers,
     params:
         root=dataset_root(),
         settings=CONFIG.classifier.model_dump_json(),
@@ -29,8 +31,7 @@ rule train_classifier:
     shell:
         "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {params.root:q}"
         " --settings {params.settings:q} --output {params.folder:q} --replace"
-        f" --device {COMPUTE.device} --workers {COMPUTE.workers}"
-        " --threads {threads}"
+        " --device {resources.device} --workers {resources.workers} --threads {threads}"
 
 
 rule infer_cams:
@@ -50,6 +51,7 @@ rule infer_cams:
         mem_mb=6000,
         runtime=240,
         gpu=GPU,
+        device=COMPUTE.device,
     params:
         root=dataset_root(),
         settings=CONFIG.cam.model_dump_json(),
@@ -59,8 +61,7 @@ rule infer_cams:
     shell:
         "beco --log {log:q} cams --manifest {input.manifest:q} --root {params.root:q} --classifier {input.classifier:q}"
         " --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
-        f" --device {COMPUTE.device}"
-        " --threads {threads}"
+        " --device {resources.device} --threads {threads}"
 
 
 rule gather_cams:

@@ -21,6 +21,8 @@ rule train_segmenter:
         mem_mb=16000,
         runtime=2880,
         gpu=GPU,
+        device=COMPUTE.device,
+        workers=COMPUTE.workers,
     params:
         root=dataset_root(),
         recipe=lambda wildcards: experiment_of(wildcards).recipe,
@@ -35,8 +37,7 @@ rule train_segmenter:
         "beco --log {log:q} train --manifest {input.manifest:q} --root {params.root:q} --recipe {params.recipe}"
         " {params.inputs:q} --network {params.network:q} --settings {params.settings:q} --seed {wildcards.seed}"
         " --output {params.folder:q} --replace"
-        f" --device {COMPUTE.device} --workers {COMPUTE.workers}"
-        " --threads {threads}"
+        " --device {resources.device} --workers {resources.workers} --threads {threads}"
 
 
 rule predict:
@@ -56,6 +57,7 @@ rule predict:
         mem_mb=6000,
         runtime=240,
         gpu=GPU,
+        device=COMPUTE.device,
     params:
         root=dataset_root(),
         settings=CONFIG.prediction.model_dump_json(),
@@ -65,5 +67,4 @@ rule predict:
     shell:
         "beco --log {log:q} predict --manifest {input.manifest:q} --root {params.root:q} --networks {input.networks:q}"
         " --settings {params.settings:q} --output {output:q}"
-        f" --device {COMPUTE.device}"
-        " --threads {threads}"
+        " --device {resources.device} --threads {threads}"

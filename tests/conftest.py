@@ -1,0 +1,69 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; a pool of threads each would only fight
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+class Checkout:
+    """A copy of the repository's files in which commands run against the copy, not the original."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((ROOT / name).read_bytes())
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),  # before the installed package, which is the original
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy; both output streams as text."""
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`snakemake` on the tiny configuration."""
+        return self.run("snakemake", "--cores", "2", "--configfile", "tests/tiny.yaml", *arguments)
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """How many jobs of each rule a dry run announces."""
+        done = self.snakemake("--quiet", "rules", "--dry-run", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts: dict[str, int] = {}
+        for line in (done.stdout + done.stderr).splitlines():
+            words = line.split()
+            if len(words) == 2 and words[1].isdigit():
+                counts[words[0]] = int(words[1])
+        counts.pop("total", None)
+        counts.pop("all", None)
+        return counts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which the tiny road has been walked once."""
+    checkout = Checkout(tmp_path_factory.mktemp("checkout"))
+    done = checkout.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout

@@ -1,0 +1,267 @@
+"""Backbones and their weights: every tensor of the file arrives, and what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from beco import encoders
+from beco.config import Encoder
+from beco.errors import UserError
+
+TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
+
+
+def encoder(weights: Path | str | None = None, **settings: Any) -> Encoder:
+    chosen = {"name": "resnet10t", "options": TINY, **settings}
+    return Encoder.model_validate({**chosen, "weights": None if weights is None else str(weights)})
+
+
+def full_network(name: str = "resnet10t", **options: Any) -> nn.Module:
+    """The whole classifier as others publish it, with weights and statistics unlike fresh ones."""
+    network = timm.create_model(name, **({**TINY} if name == "resnet10t" else {}), **options)
+    with torch.no_grad():
+        for number, (key, value) in enumerate(network.state_dict().items()):
+            if value.is_floating_point():
+                value.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(number)) + 0.1)
+            elif key.endswith("num_batches_tracked"):
+                value.fill_(7)
+    return network
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def loaded(weights: Path, **settings: Any) -> nn.Module:
+    chosen = encoder(weights, **settings)
+    backbone = encoders.create_backbone(chosen, 16)
+    encoders.prepare_backbone(backbone, chosen)
+    return backbone
+
+
+def refusal(weights: Path | str, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        loaded(Path(weights), **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return full_network().state_dict()
+
+
+# --- what fits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.pt"])
+def test_every_tensor_of_the_file_arrives(tmp_path: Path, state: dict[str, Tensor], name: str) -> None:
+    assert "fc.weight" in state  # a head that the backbone lacks
+    found = loaded(save(state, tmp_path / name)).state_dict()
+    assert set(found) == {key for key in state if not key.startswith("fc.")}
+    for key, value in found.items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_table_within_a_table(tmp_path: Path, state: dict[str, Tensor], key: str) -> None:
+    torch.save({key: state, "epoch": 3}, tmp_path / "w.pth")
+    assert torch.equal(loaded(tmp_path / "w.pth").state_dict()["bn1.running_mean"], state["bn1.running_mean"])
+
+
+def test_files_without_counters_of_batches(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """Exports from other frameworks lack them; the count plays no part in inference."""
+    rest = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    found = loaded(save(rest, tmp_path / "w.safetensors")).state_dict()
+    assert torch.equal(found["bn1.running_var"], state["bn1.running_var"])
+
+
+def test_flattened_names_give_what_the_whole_network_computes(tmp_path: Path) -> None:
+    # stages.0 of the file is stages_0 of timm's feature extractor
+    network = timm.create_model("convnext_atto", num_classes=0, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)).eval()
+    settings = {"name": "convnext_atto", "options": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}}
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.copy_(torch.randn(value.shape) / 4)
+    path = save(network.state_dict(), tmp_path / "w.safetensors")
+    chosen = encoder(path, **settings)
+    backbone = encoders.create_backbone(chosen, 32).eval()
+    assert any(key.startswith("stages_0") for key in backbone.state_dict())
+    encoders.prepare_backbone(backbone, chosen)
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        deepest = network.stages(network.stem(picture))
+        assert torch.equal(backbone(picture)[-1], deepest) and deepest.std() > 0
+
+
+def test_a_dropped_block_becomes_the_identity_and_the_rest_loads(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    # two blocks in the last layer; the file is of the network with one
+    deeper = {"name": "resnet10t", "options": {**TINY, "layers": (1, 1, 1, 2)}}
+    path = save(state, tmp_path / "w.safetensors")
+    assert "lacks" in refusal(path, **deeper)
+    found = loaded(path, **deeper, drop=["layer4.1"])
+    assert isinstance(found.layer4[1], nn.Identity)
+    assert torch.equal(found.state_dict()["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
+    plain = loaded(path)
+    picture = torch.rand(2, 3, 32, 32)
+    for one, other in zip(found.eval()(picture), plain.eval()(picture), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_weights_null_leaves_the_random_ones() -> None:
+    torch.manual_seed(0)
+    backbone = encoders.create_backbone(encoder(), 8)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    encoders.prepare_backbone(backbone, encoder())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_the_deepest_features_have_the_stride_and_channels_that_were_asked_for(stride: int) -> None:
+    backbone = encoders.create_backbone(encoder(), stride)
+    features = backbone(torch.rand(1, 3, 64, 96))
+    assert features[-1].shape == (1, 32, 64 // stride, 96 // stride)
+    assert encoders.feature_channels(backbone) == [feature.shape[1] for feature in features]
+
+
+def test_own_files_round_trip(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    encoders.save_network(network, tmp_path / "n.safetensors", {"classes": '["é"]'})
+    found, metadata = encoders.load_network(tmp_path / "n.safetensors")
+    assert metadata == {"classes": '["é"]'}
+    assert set(found) == set(network.state_dict())
+    assert all(torch.equal(value, found[key]) for key, value in network.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["n.safetensors"]
+
+
+def test_the_classifiers_backbone_as_weights(tmp_path: Path) -> None:
+    source = nn.Module()
+    source.backbone = encoders.create_backbone(encoder(), 16)
+    source.head = nn.Conv2d(32, 3, 1)
+    encoders.save_network(source, tmp_path / "classifier.safetensors", {})
+    target = encoders.create_backbone(encoder("classifier"), 16)
+    with pytest.raises(UserError, match="needs --classifier"):
+        encoders.prepare_backbone(target, encoder("classifier"))
+    encoders.prepare_backbone(target, encoder("classifier"), tmp_path / "classifier.safetensors")
+    for key, value in source.backbone.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+# --- what does not ------------------------------------------------------------------------------------------
+
+
+def test_a_missing_tensor(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    less = {key: value for key, value in state.items() if key != "layer2.0.bn1.running_var"}
+    message = refusal(save(less, tmp_path / "w.pth"))
+    assert "w.pth: lacks 1 tensors of the encoder, such as layer2.0.bn1.running_var" in message
+
+
+def test_a_tensor_of_another_shape(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    key = "layer3.0.conv1.weight"
+    message = refusal(save({**state, key: state[key][:, :3]}, tmp_path / "w.safetensors"))
+    assert f"does not fit the encoder ({key} is (24, 3, 3, 3), the network's (24, 16, 3, 3))" in message
+
+
+@pytest.mark.parametrize("key", ["layer4.1.conv1.weight", "conv2.weight", "layer1.0.se.fc.weight"])
+def test_a_tensor_too_many(tmp_path: Path, state: dict[str, Tensor], key: str) -> None:
+    message = refusal(save({**state, key: torch.zeros(2)}, tmp_path / "w.safetensors"))
+    assert "has 1 tensors that the encoder lacks" in message and key.replace(".", "_") in message
+
+
+def test_heads_of_other_families_are_passed_over(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    heads = ["classifier.weight", "head.fc.bias", "conv_head.weight", "bn2.running_mean", "last_linear.bias", "norm.bias"]
+    found = loaded(save({**state, **{key: torch.zeros(2) for key in heads}}, tmp_path / "w.pth"))
+    assert torch.equal(found.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
+
+
+def test_names_that_differ_by_dots_alone(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    message = refusal(save({**state, "bn1_weight": torch.zeros(8)}, tmp_path / "w.pth"))
+    assert "differ by dots alone" in message
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("share", [None, 0, 0.5, "text"])
+def test_a_missing_or_damaged_file(
+    tmp_path: Path, state: dict[str, Tensor], name: str, share: float | str | None
+) -> None:
+    path = tmp_path / name
+    if share is None:
+        assert f"{name}: no such weights file; put it there or change encoder.weights" in refusal(path)
+        return
+    content = b"not weights\n" * 9
+    if isinstance(share, int | float):
+        content = save(state, path).read_bytes()
+        content = content[: int(share * len(content))]
+    path.write_bytes(content)
+    assert f"{name}: not a readable weights file" in refusal(path)
+
+
+class Bomb:
+    """A pickle that would make a folder when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, state: dict[str, Tensor], zipped: bool) -> None:
+    path, trap = tmp_path / "w.pth", tmp_path / "trap"
+    content = {**state, "extra": Bomb(trap)}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    assert "w.pth: not a readable weights file" in refusal(path)
+    assert not trap.exists()
+    torch.load(path, weights_only=False) if zipped else pickle.loads(path.read_bytes())
+    assert trap.exists()  # it was armed
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {"a": 1}, torch.zeros(3)])
+def test_a_file_without_a_table_of_tensors(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    assert "w.pth: holds no table of tensors" in refusal(tmp_path / "w.pth")
+
+
+def test_an_unknown_model_and_block_and_option() -> None:
+    assert "encoder.name: timm has no model `resnet1000`" in refusal("none.pth", name="resnet1000", options={})
+    message = refusal("none.pth", drop=["layer9.0"])
+    assert "encoder.drop: `resnet10t` has no block `layer9.0`" in message and "layer4" in message
+    message = refusal("none.pth", options={"chanels": [8, 8, 8, 8]})
+    assert "encoder.options of `resnet10t`" in message and "chanels" in message
+
+
+def test_no_network_no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"ImageNet weights of `resnet50` could not be downloaded \(ConnectionError\)"):
+        encoders.create_backbone(Encoder(weights="imagenet"), 16)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x10\0\0\0\0\0\0\0{"])
+def test_own_files_missing_or_damaged(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "n.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="no such file; run" if content is None else "not readable as safetensors"):
+        encoders.load_network(path)
