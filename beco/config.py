@@ -34,7 +34,7 @@ class Shapes(Section):
     """The embedded dataset, drawn by `beco draw-shapes`."""
 
     seed: int = Field(0, ge=0, description="seed of every draw; the same seed gives the same files")
-    train: Count = Field(600, description="training pictures")
+    train: Count = Field(800, description="training pictures")
     val: Count = Field(200, description="validation pictures")
     size: int = Field(64, ge=48, le=512, description="width and height in pixels")
 

@@ -181,7 +181,9 @@ def test_an_encoder_by_name() -> None:
 
 
 def test_an_encoder_like_another() -> None:
-    encoder = validate_config(with_encoder({"like": "small", "weights": "w.pth", "options": {"b": 3}})).classifier.encoder
+    encoder = validate_config(
+        with_encoder({"like": "small", "weights": "w.pth", "options": {"b": 3}})
+    ).classifier.encoder
     assert (encoder.name, encoder.weights, encoder.drop) == ("resnet10t", "w.pth", ["x"])
     assert encoder.options == {"a": 1, "b": 3}  # laid over, key by key
 

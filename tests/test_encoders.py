@@ -184,7 +184,14 @@ def test_a_tensor_too_many(tmp_path: Path, state: dict[str, Tensor], key: str) -
 
 
 def test_heads_of_other_families_are_passed_over(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    heads = ["classifier.weight", "head.fc.bias", "conv_head.weight", "bn2.running_mean", "last_linear.bias", "norm.bias"]
+    heads = [
+        "classifier.weight",
+        "head.fc.bias",
+        "conv_head.weight",
+        "bn2.running_mean",
+        "last_linear.bias",
+        "norm.bias",
+    ]
     found = loaded(save({**state, **{key: torch.zeros(2) for key in heads}}, tmp_path / "w.pth"))
     assert torch.equal(found.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
 

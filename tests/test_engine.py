@@ -221,9 +221,7 @@ def test_the_last_short_epoch_is_averaged_over_its_own_steps(undisturbed: dict[s
     assert history["loss"].iloc[-1] == pytest.approx(np.mean(task.losses[9:]), rel=1e-5)
 
 
-def test_loading_processes_do_not_change_the_result(
-    tmp_path: Path, undisturbed: dict[str, tuple[Tiny, Path]]
-) -> None:
+def test_loading_processes_do_not_change_the_result(tmp_path: Path, undisturbed: dict[str, tuple[Tiny, Path]]) -> None:
     assert_same_run(train(tmp_path, workers=1)[0], tmp_path, *undisturbed["adamw"])
 
 
@@ -271,12 +269,10 @@ def die(plan: list[list[Any]]) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    tmp_path: Path, undisturbed: dict[str, tuple[Tiny, Path]]
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, undisturbed: dict[str, tuple[Tiny, Path]]) -> None:
     plan = [(f"{name} {step}", name, step) for name in OPTIMISERS for step in (random.randrange(3, STEPS), 0)]
     text = json.dumps([[str(tmp_path / folder), *rest] for folder, *rest in plan])
-    code = "import json, sys; sys.path.insert(0, sys.argv[1]); import test_engine; test_engine.die(json.loads(sys.argv[2]))"
+    code = "import json, sys; sys.path.insert(0, sys.argv[1]); import test_engine as t; t.die(json.loads(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(Path(__file__).parent), text]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr

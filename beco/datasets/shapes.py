@@ -2,18 +2,22 @@
 
 It is a model of what makes weak supervision hard, so that the whole road can be walked in minutes:
 
-* A class is a large *body*, which it shares with another class, and a small *part* (a tenth to a fifth of the
-  object, at its head end) whose emblem alone tells the two apart. A classifier can do with the part, so its
-  activation maps cover objects only in places.
+* A class is a large *body*, whose shape and texture it shares with another class, and a small *part* (a fifth of
+  the object, at its head end) with an emblem of its own. Half of the objects are seen from the other side, without
+  the emblem; then only the body's hue speaks for one of the two classes, and in a tenth of all objects it misleads.
+  A classifier can mostly do with the part, so its activation maps cover objects only in places.
 * Two of the six classes are mostly (about 80 %) seen on one kind of background, as boats are on water. The
   background then predicts the class, so activation maps leak.
 * Objects overlap, are cut by the frame, vary in size, pose, texture and colour, and share colours with each
   other and with the backgrounds, so neither a colour threshold nor a single template solves the task.
 * Outlines are soft, and 255 in the masks, as in VOC.
 
-Shapes, colours and frequencies were fixed by looking at contact sheets and at the statistics that
-`tests/test_shapes.py` holds, before any method had been run on the pictures, and were not changed to favour
-one. The set says how the methods compare in this world; it says nothing about photographs.
+How it was chosen: shapes, colours and frequencies by looking at contact sheets and at the statistics that
+`tests/test_shapes.py` holds. Then one thing was fitted: with an emblem on every object and bodies of any hue, the
+CAMs of a plain classifier scored 0.29 mIoU, far below the 0.48 known from VOC 2012, because they covered the emblem
+alone. `TURNED_AWAY` and `OWN_HUE` were raised in two steps until they scored 0.44. No second-stage training had been
+run on the pictures by then, and nothing was changed after the first. The set says how methods compare in this
+world; it says nothing about photographs.
 """
 
 from __future__ import annotations
