@@ -13,9 +13,10 @@ from torchvision.transforms import v2
 
 from beco.config import Crop, Encoder
 from beco.datasets.manifest import Manifest
-from beco.pseudolabels import PseudoLabels
+from beco.pseudolabels import PseudoLabels, reliable_pixels
 
 IGNORE = 255
+KEEP_BYTES = 2**28  # a loader keeps decoded pictures and labels of a split up to this size
 
 
 class ClassifierPictures(Dataset[dict[str, Tensor]]):
@@ -48,24 +49,36 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
     def __init__(self, manifest: Manifest, labels: PseudoLabels | None, fraction: float, crop: Crop) -> None:
         self.manifest, self.ids, self.labels, self.fraction = manifest, manifest.ids, labels, fraction
         self.transform = weak_transform(crop)
+        bytes_needed = 5 * sum(height * width for height, width in map(manifest.size, self.ids))
+        self._kept: dict[int, tuple[Any, Any]] | None = {} if bytes_needed <= KEEP_BYTES else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         index, draw = key
+        image, planes = self._read(index)
+        torch.default_generator.manual_seed(draw)
+        image, planes = self.transform(image, planes)
+        planes = planes.as_subclass(Tensor)
+        return {"image": image.as_subclass(Tensor), "label": planes[0], "reliable": planes[1].bool()}
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        """The whole picture, and its label and reliable pixels as two planes."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
         image_id = self.ids[index]
         if self.labels is None:
             label = torch.from_numpy(self.manifest.mask(image_id))
             reliable = label != IGNORE
         else:
-            label = torch.from_numpy(self.labels.label(image_id))
-            reliable = torch.from_numpy(self.labels.reliable(image_id, self.fraction))
-        planes = tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))
-        torch.default_generator.manual_seed(draw)
-        image, planes = self.transform(_image(self.manifest, image_id), planes)
-        planes = planes.as_subclass(Tensor)
-        return {"image": image.as_subclass(Tensor), "label": planes[0], "reliable": planes[1].bool()}
+            pseudo = self.labels.label(image_id)
+            trusted = reliable_pixels(pseudo, self.labels.confidence(image_id), self.fraction)
+            label, reliable = torch.from_numpy(pseudo), torch.from_numpy(trusted)
+        item = _image(self.manifest, image_id), tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))
+        if self._kept is not None:
+            self._kept[index] = item
+        return item
 
 
 def _image(manifest: Manifest, image_id: str) -> Any:

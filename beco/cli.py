@@ -33,14 +33,17 @@ Replace = Annotated[bool, typer.Option("--replace", help="drop a checkpoint of o
 
 @app.callback()
 def _options(
-    log: Annotated[Path | None, typer.Option(help="write messages to this file, not to the terminal")] = None,
+    log: Annotated[Path | None, typer.Option(help="write messages to this file, too")] = None,
 ) -> None:
-    handler = logging.FileHandler(log, mode="w") if log else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("beco")
-    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    handlers: list[logging.Handler] = [logging.FileHandler(log, mode="w")] if log else []
+    if not (log and sys.stderr.isatty()):  # on a terminal a bar shows the progress, and the file keeps the lines
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
 
 
 @app.command()
@@ -329,8 +332,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    logger = logging.getLogger("beco")
-    if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
-        logger.error(message)
+    for handler in logging.getLogger("beco").handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.makeLogRecord({"msg": message, "levelno": logging.ERROR}))
     print(f"beco: {message}", file=sys.stderr)
     sys.exit(1)

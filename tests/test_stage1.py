@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beco import crf, encoders, store
-from beco.batches import fitted_size, shard_ids, size_batches
+from beco.batches import fitted_size, size_batches
 from beco.config import Cam, Classifier, Encoder, Labels, Shapes
 from beco.config import Crf as CrfSettings
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
+from beco.shards import shard_ids
 from beco.stage1 import cam, classifier, labels
 from beco.stage1.classifier import CamNetwork, ClassifierTask
 from beco.store import Store

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from beco import store
 from beco.errors import UserError
-from beco.files import file_hash, read_json, text_hash, whole, write_json
+from beco.files import read_json, whole, write_json
 from beco.pseudolabels import PseudoLabels, reliable_pixels
 from beco.store import Store, create, gather
 
@@ -292,14 +292,6 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"b\.json: no such file"):
         read_json(tmp_path / "b.json")
-
-
-def test_hashes(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert file_hash(tmp_path / "abc") == "ba7816bf8f01cfea"  # FIPS 180-4, example of one block
-    with pytest.raises(UserError, match="cannot be read"):
-        file_hash(tmp_path / "none")
-    assert text_hash({"a": 1, "b": [2]}) == text_hash({"b": [2], "a": 1}) != text_hash({"a": 1, "b": [3]})
 
 
 # --- the reliable pixels of a picture -----------------------------------------------------------------------

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beco import store
-from beco.batches import shard_ids, size_batches
+from beco.batches import size_batches
 from beco.config import Cam
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
 from beco.errors import UserError
 from beco.files import file_hash
+from beco.shards import shard_ids
 from beco.stage1 import classifier as classifiers
 
 GRID_STRIDE = 4

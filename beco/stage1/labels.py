@@ -10,11 +10,11 @@ from skimage.transform import resize
 from tqdm import tqdm
 
 from beco import crf, store
-from beco.batches import shard_ids
 from beco.config import Labels
 from beco.datasets.manifest import Manifest
 from beco.files import file_hash
 from beco.pseudolabels import UNCERTAIN
+from beco.shards import shard_ids
 from beco.store import Store
 
 
