@@ -33,7 +33,7 @@ lock: .uv-there      ## after a change of the dependencies in pyproject.toml
 $(BIN)/.installed: requirements.lock pyproject.toml | .uv-there
 	command -v c++ >/dev/null || { echo "c++: no such compiler, pydensecrf2 needs one; install it (apt-get install g++)"; exit 1; }
 	[ -x $(BIN)/python ] || $(UV) venv --python '>=3.11,<3.14' .venv
-	$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -62,7 +62,7 @@ def manifest(root: Root, output: Output, settings: Settings = None) -> None:
     from beco.datasets import shapes, voc
     from beco.files import write_json
 
-    dataset = read_settings(Dataset, settings)
+    dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
     classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
     voc.build(root, dataset.train, dataset.val, list(classes), output)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
@@ -285,11 +285,16 @@ LabelFolders = Annotated[list[str], typer.Option(help="name=folder of evaluated 
 
 
 @app.command()
-def tables(output: Output, runs: Runs, labels: LabelFolders = []) -> None:  # noqa: B006
+def tables(
+    output: Output,
+    runs: Runs,
+    labels: LabelFolders = [],  # noqa: B006
+    classifier: Annotated[Path | None, typer.Option(help="classifier.json")] = None,
+) -> None:
     """Write the tables of recipes, pseudo-labels and classes."""
     from beco.evaluation import tables as stage
 
-    stage.write_tables(*_sources(runs, labels), None, output)
+    stage.write_tables(*_sources(runs, labels), classifier, output)
 
 
 @app.command()

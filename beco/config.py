@@ -57,12 +57,6 @@ class Dataset(Section):
         root = str(Path(str(self.root)).resolve())
         return {"format": self.format, "root": root, "train": self.train, "val": self.val, "classes": self.classes}
 
-    @model_validator(mode="after")
-    def _root_for_voc(self) -> Dataset:
-        if self.format == "voc" and not self.root:
-            raise ValueError("root is missing; set it to the VOC2012 folder that holds JPEGImages")
-        return self
-
 
 # --- networks -----------------------------------------------------------------------------------------------
 
@@ -307,6 +301,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
+        if self.dataset.format == "voc" and not self.dataset.root:
+            raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():
@@ -345,14 +341,13 @@ def validate_config(values: dict[str, Any], where: str = "config") -> Config:
     `training` is the base of every experiment's own `training`, and names of `encoders` are replaced by what they
     stand for, so that each section is complete in itself.
     """
-    if isinstance(values, dict) and isinstance(values.get("encoders"), dict):
-        named = values["encoders"]
-        values = {
-            "encoders": named,
-            **{k: _with_encoders(v, named, where) for k, v in values.items() if k != "encoders"},
-        }
+    if isinstance(values, dict):
+        named = values.get("encoders")
+        known = named if isinstance(named, dict) else {}
+        values = {k: v if k == "encoders" else _with_encoders(v, known, where) for k, v in values.items()}
     if isinstance(values, dict) and isinstance(values.get("experiments"), dict):
         common = values.get("training") or {}
+        common = common if isinstance(common, dict) else {}  # the schema says what is wrong with it
         experiments = {
             name: {**entry, "training": merge(common, entry.get("training") or {})}
             if isinstance(entry, dict) and isinstance(entry.get("training") or {}, dict)

@@ -150,11 +150,16 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `save_network` wrote."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the training that makes it first") from error
     except Exception as error:
         raise UserError(f"{path}: not readable as safetensors ({_line(error)}); remove it and train again") from error
+    if "classes" not in metadata:
+        raise UserError(
+            f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
+        )
+    return tensors, metadata
 
 
 def _line(error: Exception) -> str:

@@ -234,9 +234,9 @@ def _seed(value: int, device: torch.device) -> None:
 
 def _check_finite(state: State, name: str, optimiser: Optimiser, checkpoint: Path) -> None:
     if not math.isfinite(state.sums.get("loss", 0.0)):
+        kept = f"; {checkpoint} holds the last good state" if checkpoint.exists() else ""
         raise UserError(
-            f"{name}: the loss is not finite by step {state.step}; lower optimiser.lr (now {optimiser.lr}); "
-            f"{checkpoint} holds the last good state"
+            f"{name}: the loss is not finite by step {state.step}; lower optimiser.lr (now {optimiser.lr}){kept}"
         )
 
 
@@ -264,6 +264,9 @@ def _close_epoch(state: State, per_epoch: int, steps: int, lr: float, writer: Su
     )
 
 
+KEYS = {"fingerprint", "identity", "module", "optimiser", "state"}
+
+
 class _Checkpoint:
     """`checkpoint.pt`: tensors, optimiser and `State`, readable with weights_only."""
 
@@ -286,6 +289,8 @@ class _Checkpoint:
             return State()
         try:
             content = torch.load(self.path, map_location=device, weights_only=True)
+            if not isinstance(content, dict) or not KEYS <= content.keys():
+                raise ValueError("not a checkpoint of this program")
         except Exception as error:
             if not replace:
                 raise UserError(f"{self.path}: damaged checkpoint; remove it to start this training anew") from error

@@ -77,11 +77,22 @@ def _imports(module: str) -> set[str]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                names.add(inner if _file(inner) else node.module)
+                inner = f"{source}.{alias.name}"
+                names.add(inner if _file(inner) else source)
     return {name for name in names if _file(name)}
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from … import` of `module` names, dots resolved."""
+    if node.level == 0:
+        return node.module or ""
+    file = _file(module)
+    is_package = file is not None and file.name == "__init__.py"
+    package = module.split(".")[: len(module.split(".")) - node.level + is_package]
+    return ".".join([*package, *([node.module] if node.module else [])])
 
 
 @cache

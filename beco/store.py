@@ -48,6 +48,8 @@ class Writer:
         for layer in source.layers:
             target = self._file.require_group(layer)
             for image_id in source.ids(layer):
+                if image_id in target:
+                    raise UserError(f"{source.path}: {image_id} is in another shard, too; run the stage again")
                 source.file.copy(source.file[layer][image_id], target, name=image_id)
 
 
@@ -82,6 +84,7 @@ class Store:
                 ) from error
             version = self._file.attrs.get("format_version")
             if version != FORMAT_VERSION:
+                self.close()
                 raise UserError(
                     f"{self.path}: store format {version}, this program reads {FORMAT_VERSION}; "
                     "remove it and run its stage again"
@@ -103,6 +106,9 @@ class Store:
             self._file.close()
             self._file = None
 
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.path}: {what} is damaged (checksum); remove the file and run its stage again")
+
     @property
     def layers(self) -> list[str]:
         """Names of the layers."""
@@ -115,25 +121,29 @@ class Store:
 
     def ids(self, layer: str) -> list[str]:
         """Image ids of a layer, in order."""
-        return list(self.file[layer].keys()) if layer in self.file else []
+        try:
+            return list(self.file[layer].keys()) if layer in self.file else []
+        except (KeyError, OSError, RuntimeError) as error:
+            raise self._damaged(layer) from error
 
     def get(self, layer: str, image_id: str) -> np.ndarray:
         """The array of one picture, as stored."""
         dataset = self._dataset(layer, image_id)
         try:
             return dataset[()]
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: {layer} of {image_id} is damaged (checksum); remove the file and run its stage again"
-            ) from error
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise self._damaged(f"{layer} of {image_id}") from error
 
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
         return self._dataset(layer, image_id).attrs[key]
 
     def _dataset(self, layer: str, image_id: str) -> Any:
-        group = self.file.get(layer)
-        dataset = None if group is None else group.get(image_id)
+        try:
+            group = self.file[layer] if layer in self.file else {}
+            dataset = group[image_id] if image_id in group else None
+        except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
+            raise self._damaged(f"{layer} of {image_id}") from error
         if dataset is None:
             raise UserError(
                 f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again"

@@ -122,7 +122,7 @@ def test_the_defaults_are_the_published_values() -> None:
         ("training.crop.area", [0.75, 0.5], ["training.crop.area", "lower end"]),
         ("training.crop.area", [0.5, 1.5], ["training.crop.area", "at most 1"]),
         ("labels.crf.foreground_threshold", 0.05, ["labels.crf", "foreground_threshold must exceed"]),
-        ("dataset.format", "voc", ["dataset", "root is missing"]),
+        ("dataset.format", "voc", ["dataset", "root", "missing"]),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: Any, words: list[str]) -> None:

@@ -1,7 +1,11 @@
-"""Backbones and their weights: every tensor of the file arrives, and what does not fit is refused in one line."""
+"""Backbones and their weights: every tensor of the file arrives, and what does not fit is refused in one line.
+
+And the segmentation network around a backbone.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -14,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beco import encoders
-from beco.config import Encoder
+from beco.config import Encoder, Network
 from beco.errors import UserError
+from beco.stage2.networks import Segmenter, build
 
 TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
 
@@ -272,3 +277,45 @@ def test_own_files_missing_or_damaged(tmp_path: Path, content: bytes | None) -> 
         path.write_bytes(content)
     with pytest.raises(UserError, match="no such file; run" if content is None else "not readable as safetensors"):
         encoders.load_network(path)
+
+
+# --- the network around a backbone --------------------------------------------------------------------------
+
+NETWORK = Network(encoder=encoder(), decoder_channels=8, atrous_rates=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("size", "stride"), [((64, 48), 16), ((65, 47), 16), ((65, 47), 8), ((33, 70), 16)])
+def test_logits_have_the_size_of_the_pictures(size: tuple[int, int], stride: int) -> None:
+    network = Segmenter(NETWORK.model_copy(update={"output_stride": stride}), 5).eval()
+    images = torch.rand(2, 3, *size)
+    logits = network(images)
+    assert logits.shape == (2, 6, *size) and logits.dtype == torch.float32
+    deepest = network.backbone(torch.rand(1, 3, 64, 96))[-1]
+    assert deepest.shape[-2:] == (64 // stride, 96 // stride)
+    # as if the picture went on in the mean colour, to the next multiple of the stride
+    height, width = (math.ceil(side / stride) * stride for side in size)
+    framed = torch.tensor(NETWORK.encoder.mean).view(1, 3, 1, 1).repeat(2, 1, height, width)
+    framed[..., : size[0], : size[1]] = images
+    assert torch.allclose(network(framed)[..., : size[0], : size[1]], logits, atol=1e-5)
+
+
+def test_a_class_more_is_one_output_more() -> None:
+    count = {classes: sum(p.numel() for p in Segmenter(NETWORK, classes).parameters()) for classes in (3, 4)}
+    assert count[3] == 66108 and count[4] - count[3] == NETWORK.decoder_channels + 1
+
+
+def test_the_encoders_mean_and_deviation_are_applied() -> None:
+    own = NETWORK.encoder.model_copy(update={"mean": (0.5, 0.25, 0), "std": (0.5, 2, 1)})
+    torch.manual_seed(0)
+    network = Segmenter(NETWORK.model_copy(update={"encoder": own}), 3).eval()
+    images = torch.rand(1, 3, 32, 32)
+    by_hand = (images - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor([0.5, 2, 1]).view(3, 1, 1)
+    assert torch.allclose(network.normalise(images), by_hand, atol=1e-6)
+    assert not any("mean" in key and "normalise" in key for key in network.state_dict())
+
+
+def test_an_encoder_that_cannot_be_built_is_one_line() -> None:
+    for wrong in ({"name": "resnet1000"}, {"name": "resnet10t", "options": {"chanels": 3}}):
+        with pytest.raises(UserError, match=r"networks: encoder `resnet1.* cannot be built") as caught:
+            build(Network(encoder=Encoder.model_validate(wrong)), 3)
+        assert "\n" not in str(caught.value)

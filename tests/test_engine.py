@@ -66,7 +66,7 @@ class Tiny(nn.Module):
             self.harm(step)
         images = batch["image"] * (0.5 + torch.rand(len(batch["image"]), 1, 1, 1))
         loss = F.cross_entropy(self.head(self.encoder(images)).float(), batch["label"])
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
         return {"loss": loss, "twice": 2 * loss.detach()}
 
 
@@ -327,6 +327,25 @@ def test_a_damaged_checkpoint(tmp_path: Path, undisturbed: dict[str, tuple[Tiny,
         train(tmp_path)
     task, _ = train(tmp_path, replace=True)
     assert_same_run(task, tmp_path, *undisturbed["adamw"])
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    train(tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**content, "more": Bomb(tmp_path / "trap")}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        train(tmp_path)
+    assert not (tmp_path / "trap").exists()
 
 
 class Poisoned(Tiny):

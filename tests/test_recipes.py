@@ -14,20 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco import encoders, store
-from beco.augment import unit_range
-from beco.config import Encoder, Network, Prediction, Shapes, Training
+from beco import augment, encoders, store
+from beco.augment import LabelledPictures, StrongColour, unit_range
+from beco.config import Crop, Network, Prediction, Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.palette import read_index_png
 from beco.engine import Compute, State
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN
+from beco.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.stage2 import predict as prediction
 from beco.stage2 import recipes
 from beco.stage2 import train as training
 from beco.stage2.boundaries import Supervision
-from beco.stage2.networks import Segmenter, build
+from beco.stage2.networks import Segmenter
 from beco.stage2.recipes import RecipeTask, cotraining_losses
 
 SMALL = {"encoder": {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}, "decoder_channels": 8}
@@ -255,46 +255,12 @@ def test_a_batch_without_any_opinion_does_not_break_the_training(recipe: str) ->
 # --- networks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "stride"), [((64, 48), 16), ((65, 47), 16), ((65, 47), 8), ((33, 70), 16)])
-def test_logits_have_the_size_of_the_pictures(size: tuple[int, int], stride: int) -> None:
-    network = Segmenter(NETWORK.model_copy(update={"output_stride": stride}), 5).eval()
-    images = torch.rand(2, 3, *size)
-    logits = network(images)
-    assert logits.shape == (2, 6, *size) and logits.dtype == torch.float32
-    deepest = network.backbone(torch.rand(1, 3, 64, 96))[-1]
-    assert deepest.shape[-2:] == (64 // stride, 96 // stride)
-    # as if the picture went on in the mean colour, to the next multiple of the stride
-    height, width = (math.ceil(side / stride) * stride for side in size)
-    framed = torch.tensor(NETWORK.encoder.mean).view(1, 3, 1, 1).repeat(2, 1, height, width)
-    framed[..., : size[0], : size[1]] = images
-    assert torch.allclose(network(framed)[..., : size[0], : size[1]], logits, atol=1e-5)
-
-
-def test_parameters_and_their_groups() -> None:
-    count = {classes: sum(p.numel() for p in Segmenter(NETWORK, classes).parameters()) for classes in (3, 4)}
-    assert count[3] == 66108 and count[4] - count[3] == NETWORK.decoder_channels + 1
+def test_parameters_are_the_encoders_or_the_decoders() -> None:
     networks = [Segmenter(NETWORK, 3) for _ in range(2)]
     (encoder, first), (decoder, second) = RecipeTask(networks, "beco", Training(), 3).parameter_groups()
     assert (first, second) == (False, True)
     assert sorted(map(id, encoder + decoder)) == sorted(id(p) for n in networks for p in n.parameters())
     assert {id(p) for n in networks for p in n.backbone.parameters()} == set(map(id, encoder))
-
-
-def test_the_encoders_mean_and_deviation_are_applied() -> None:
-    own = NETWORK.encoder.model_copy(update={"mean": (0.5, 0.25, 0), "std": (0.5, 2, 1)})
-    torch.manual_seed(0)
-    network = Segmenter(NETWORK.model_copy(update={"encoder": own}), 3).eval()
-    images = torch.rand(1, 3, 32, 32)
-    by_hand = (images - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor([0.5, 2, 1]).view(3, 1, 1)
-    assert torch.allclose(network.normalise(images), by_hand, atol=1e-6)
-    assert not any("mean" in key and "normalise" in key for key in network.state_dict())
-
-
-def test_an_encoder_that_cannot_be_built_is_one_line() -> None:
-    for encoder in ({"name": "resnet1000"}, {"name": "resnet10t", "options": {"chanels": 3}}):
-        with pytest.raises(UserError, match=r"networks: encoder `resnet1.* cannot be built") as caught:
-            build(Network(encoder=Encoder.model_validate(encoder)), 3)
-        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +351,65 @@ def test_labels_that_do_not_belong_to_the_pictures(pictures: manifests.Manifest,
     bare = manifests.Manifest(train.root, train.table.assign(mask=""), train.classes)
     with pytest.raises(UserError, match="the training split has no masks"):
         training._checked_labels(bare, None)
+
+
+class Halves:
+    """A manifest of one picture whose colours say what its label and its confidence are."""
+
+    ids = ("a",)
+    truth = np.repeat(np.array([[0, 1, 255, 2]], np.uint8), 16, 1).repeat(48, 0)
+    sure = np.arange(48)[:, None].repeat(64, 1) < 24
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        return 48, 64
+
+    def mask(self, image_id: str) -> np.ndarray:
+        return self.truth
+
+    def image(self, image_id: str) -> np.ndarray:
+        return np.stack([self.truth, np.uint8(200) * self.sure, self.truth], 2)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_label_and_mask_are_cropped_and_mirrored_with_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: bool
+) -> None:
+    with store.create(tmp_path / "labels.h5") as writer:
+        writer.put("label", "a", Halves.truth)
+        writer.put("confidence", "a", np.where(Halves.sure, 0.9, 0.1).astype(np.float16))
+    crop, labels = Crop(size=32, area=(0.3, 0.8)), None if truth else PseudoLabels(tmp_path / "labels.h5")
+    dataset = LabelledPictures(Halves(), labels, 0.5, crop)  # type: ignore[arg-type]
+    monkeypatch.setattr(augment, "KEEP_BYTES", 0)
+    large = LabelledPictures(Halves(), labels, 0.5, crop)  # type: ignore[arg-type]
+    mirrored, place = set(), {0: 0, 1: 1, UNCERTAIN: 2, 2: 3}
+    for draw in range(12):
+        item = dataset[0, draw]
+        image, label, reliable = item["image"], item["label"], item["reliable"]
+        assert image.shape == (3, 32, 32) and image.dtype == label.dtype == torch.uint8 and reliable.dtype == torch.bool
+        planes = torch.stack([label.float(), reliable.float()])[None]
+        # away from edges, also from those that the crop has just cut off
+        flat = (F.max_pool2d(planes, 5, 1, 2) == -F.max_pool2d(-planes, 5, 1, 2)).all(1)[0]
+        flat[:3] = flat[-3:] = flat[:, :3] = flat[:, -3:] = False
+        assert flat.float().mean() > 0.3
+        assert torch.equal(image[0][flat], label[flat])
+        expected = label != UNCERTAIN if truth else (image[1] > 100) & (label != UNCERTAIN)
+        assert torch.equal(reliable[flat], expected[flat])
+        mirrored.add(place[int(label[0, 0])] > place[int(label[0, -1])])
+        # a function of the key alone, whether the picture was kept or read again
+        for again in (dataset[0, draw], large[0, draw]):
+            assert all(torch.equal(again[key], item[key]) for key in item)
+    assert mirrored == {True, False}
+    assert not torch.equal(dataset[0, 0]["image"], dataset[0, 1]["image"])
+
+
+def test_strong_colour_keeps_the_range_and_draws_for_each_picture() -> None:
+    images = torch.rand(1, 3, 16, 16).repeat(16, 1, 1, 1)
+    torch.manual_seed(0)
+    found = StrongColour()(images)
+    assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
+    assert len({tuple(one.flatten()[:6].tolist()) for one in found}) > 12
+    torch.manual_seed(0)
+    assert torch.equal(StrongColour()(images), found)
 
 
 # --- prediction ---------------------------------------------------------------------------------------------

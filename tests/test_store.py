@@ -128,7 +128,9 @@ def test_a_picture_in_two_shards_is_refused(tmp_path: Path) -> None:
 def data_region(path: Path, layer: str, image_id: str) -> tuple[int, int]:
     """Offset and length of the one chunk of a dataset."""
     with h5py.File(path) as file:
-        chunk = file[layer][image_id].id.get_chunk_info(0)
+        dataset = file[layer][image_id]
+        assert dataset.fletcher32 and dataset.chunks == dataset.shape  # what the format promises
+        chunk = dataset.id.get_chunk_info(0)
     return chunk.byte_offset, chunk.size
 
 

@@ -49,7 +49,8 @@ class RecipeTask(nn.Module):
         views = self.colour(target.images).contiguous(memory_format=torch.channels_last)
         logits = [network(views) for network in self.networks]
         if self.recipe == "single":
-            return {"loss": F.cross_entropy(logits[0], label, ignore_index=IGNORE)}
+            labelled = (label != IGNORE).sum().clamp(min=1)  # a batch may hold no opinion at all
+            return {"loss": F.cross_entropy(logits[0], label, ignore_index=IGNORE, reduction="sum") / labelled}
         peer = self.settings.peer_weight if step >= self.settings.peer_start * steps else 0.0
         losses = cotraining_losses(
             logits[0],

@@ -69,6 +69,7 @@ rule tables:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/training.json"),
         expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+        classifier=f"{BASE}/classifier/classifier.json",
     output:
         report(
             directory(f"{BASE}/tables"),
@@ -95,7 +96,8 @@ rule tables:
     message:
         "Tables"
     shell:
-        "beco --log {log:q} tables {params.runs:q} {params.labels:q} --output {output:q}"
+        "beco --log {log:q} tables {params.runs:q} {params.labels:q}"
+        " --classifier {input.classifier:q} --output {output:q}"
 
 
 rule report:
