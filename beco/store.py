@@ -141,7 +141,7 @@ class Store:
     def _dataset(self, layer: str, image_id: str) -> Any:
         try:
             group = self.file[layer] if layer in self.file else {}
-            dataset = group[image_id] if image_id in group else None
+            dataset = group[image_id] if image_id in group else None  # noqa: SIM401 (get would hide what is broken)
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
             raise self._damaged(f"{layer} of {image_id}") from error
         if dataset is None:

@@ -1,4 +1,4 @@
-"""What bad input gets at the command line: one line with the file or key and the mend, status 1, nothing left behind."""
+"""What bad input gets at the command line: one line with file or key and the mend, status 1, nothing left behind."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_wrong_settings(tmp_path: Path, settings: str, words: list[str]) -> None
 def train(data: Path, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """A short training on the masks."""
     network = "{encoder: {name: resnet10t, options: {channels: [8, 8, 8, 8]}}, decoder_channels: 8}"
-    return beco("train", "--manifest", folder / "manifest.csv", "--root", data, "--recipe", "single", "--network", network,
-                *arguments)  # fmt: skip
+    inputs = ["--manifest", folder / "manifest.csv", "--root", data]
+    return beco("train", *inputs, "--recipe", "single", "--network", network, *arguments)
 
 
 @pytest.fixture

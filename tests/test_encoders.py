@@ -158,7 +158,7 @@ def test_the_classifiers_backbone_as_weights(tmp_path: Path) -> None:
     source = nn.Module()
     source.backbone = encoders.create_backbone(encoder(), 16)
     source.head = nn.Conv2d(32, 3, 1)
-    encoders.save_network(source, tmp_path / "classifier.safetensors", {})
+    encoders.save_network(source, tmp_path / "classifier.safetensors", {"classes": "[]"})
     target = encoders.create_backbone(encoder("classifier"), 16)
     with pytest.raises(UserError, match="needs --classifier"):
         encoders.prepare_backbone(target, encoder("classifier"))
