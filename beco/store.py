@@ -140,8 +140,9 @@ class Store:
 
     def _dataset(self, layer: str, image_id: str) -> Any:
         try:
-            group = self.file[layer] if layer in self.file else {}
-            dataset = group[image_id] if image_id in group else None  # noqa: SIM401 (get would hide what is broken)
+            # not `get`, which takes a broken object for a missing one
+            known = layer in self.file and image_id in self.file[layer]
+            dataset = self.file[layer][image_id] if known else None
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
             raise self._damaged(f"{layer} of {image_id}") from error
         if dataset is None:

@@ -188,6 +188,22 @@ def test_damaged_headers_are_told_as_damage(outcomes: dict[int, str]) -> None:
     assert not {position: text for position, text in errors.items() if "another manifest" in text}
 
 
+def test_a_shard_with_damaged_headers_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.h5", {"a": np.ones((4, 4), np.uint8)}, seed=3)
+    clean, start = path.read_bytes(), data_region(path, "cam", "a")[0]
+    foreign = {}
+    for position in range(50, min(start, 700), 41):
+        path.write_bytes(clean)
+        flip(path, position)
+        try:
+            gather([path], tmp_path / "all.h5")
+        except UserError as error:
+            assert str(path) in str(error)
+        except Exception as error:
+            foreign[position] = f"{type(error).__name__}: {error}"
+    assert not foreign
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 def test_truncated_file(tmp_path: Path, share: float) -> None:
     path = write(tmp_path / "s.h5", some_arrays())
