@@ -289,7 +289,7 @@ class _Checkpoint:
             return State()
         try:
             content = torch.load(self.path, map_location=device, weights_only=True)
-            if not isinstance(content, dict) or not KEYS <= content.keys():
+            if not isinstance(content, dict) or not content.keys() >= KEYS:
                 raise ValueError("not a checkpoint of this program")
         except Exception as error:
             if not replace:
