@@ -105,6 +105,19 @@ class Optimiser(Section):
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="floor of the schedule")
 
 
+class ClassifierOptimiser(Optimiser):
+    """As in IRN: a high learning rate, ten times that for the head."""
+
+    lr: Positive = Field(0.1, description="initial learning rate of the backbone")
+    head_lr_factor: Positive = Field(10.0, description="the head's learning rate relative to `lr`")
+
+
+class SegmenterOptimiser(Optimiser):
+    """As in BECO: one learning rate for all, and a floor."""
+
+    min_lr: Annotated[float, Field(ge=0)] = Field(1e-5, description="floor of the schedule")
+
+
 class Schedule(Section):
     """How long to train, and how often to save."""
 
@@ -152,12 +165,10 @@ class Classifier(Section):
 
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
     output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features")
-    crop: Crop = Field(default_factory=lambda: Crop(size=512, area=(0.2, 1.0)), description="weak augmentation")
+    crop: Crop = Field(default_factory=Crop, description="weak augmentation")
     colour: bool = Field(False, description="strong colour augmentation as in stage two")
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=5), description="length and batch")
-    optimiser: Optimiser = Field(
-        default_factory=lambda: Optimiser(lr=0.1, head_lr_factor=10.0), description="optimiser"
-    )
+    optimiser: ClassifierOptimiser = Field(default_factory=ClassifierOptimiser, description="optimiser")
     resize: Annotated[int, Field(ge=32)] | None = Field(
         None, description="long side at validation, pixels; null: the picture's own size"
     )
@@ -239,7 +250,7 @@ class Training(Section):
     crop: Crop = Field(default_factory=Crop, description="weak augmentation")
     colour: bool = Field(True, description="strong colour augmentation of what the loss sees, alike in all recipes")
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=80), description="length and batch")
-    optimiser: Optimiser = Field(default_factory=lambda: Optimiser(lr=0.01, min_lr=1e-5), description="optimiser")
+    optimiser: SegmenterOptimiser = Field(default_factory=SegmenterOptimiser, description="optimiser")
 
 
 class Prediction(Section):
@@ -367,7 +378,9 @@ def _with_encoders(value: Any, named: dict[str, Any], where: str) -> Any:
         if key == "encoder" and (isinstance(entry, str) or (isinstance(entry, dict) and "like" in entry)):
             over = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "like"}
             name = entry if isinstance(entry, str) else str(entry["like"])
-            if not isinstance(named.get(name), dict):
+            if name in named and not isinstance(named[name], dict):
+                raise UserError(f"{where}: encoders.{name}: expected keys and values, found `{named[name]}`")
+            if name not in named:
                 raise UserError(f"{where}: encoder: no `{name}` under encoders{_nearest(name, named)}")
             result[key] = merge(named[name], over)
         else:

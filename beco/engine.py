@@ -207,6 +207,7 @@ def fit(
             with whole(folder / "history.csv") as temporary:
                 pd.DataFrame(state.history).to_csv(temporary, index=False)
         if epoch_ends or due:
+            _check_weights(task, state, name, optimiser)
             now = time.monotonic()
             state.seconds, started, saved = state.seconds + now - started, now, now
             checkpoint.save(task, optim, state)
@@ -237,6 +238,14 @@ def _check_finite(state: State, name: str, optimiser: Optimiser, checkpoint: Pat
         kept = f"; {checkpoint} holds the last good state" if checkpoint.exists() else ""
         raise UserError(
             f"{name}: the loss is not finite by step {state.step}; lower optimiser.lr (now {optimiser.lr}){kept}"
+        )
+
+
+def _check_weights(task: nn.Module, state: State, name: str, optimiser: Optimiser) -> None:
+    """A finite loss can still have had a gradient that is not; such weights are never saved."""
+    if not all(bool(parameter.isfinite().all()) for parameter in task.parameters()):
+        raise UserError(
+            f"{name}: the weights are not finite after step {state.step}; lower optimiser.lr (now {optimiser.lr})"
         )
 
 
@@ -291,6 +300,7 @@ class _Checkpoint:
             content = torch.load(self.path, map_location=device, weights_only=True)
             if not isinstance(content, dict) or not content.keys() >= KEYS:
                 raise ValueError("not a checkpoint of this program")
+            state = State(**content["state"])
         except Exception as error:
             if not replace:
                 raise UserError(f"{self.path}: damaged checkpoint; remove it to start this training anew") from error
@@ -307,4 +317,4 @@ class _Checkpoint:
             return State()
         task.load_state_dict(content["module"])
         optim.load_state_dict(content["optimiser"])
-        return State(**content["state"])
+        return state

@@ -50,7 +50,10 @@ class Writer:
             for image_id in source.ids(layer):
                 if image_id in target:
                     raise UserError(f"{source.path}: {image_id} is in another shard, too; run the stage again")
-                source.file.copy(source.file[layer][image_id], target, name=image_id)
+                try:
+                    source.file.copy(source.file[layer][image_id], target, name=image_id)
+                except (KeyError, OSError, RuntimeError, ValueError) as error:
+                    raise source.damaged(f"{layer} of {image_id}") from error
 
 
 @contextmanager
@@ -106,25 +109,32 @@ class Store:
             self._file.close()
             self._file = None
 
-    def _damaged(self, what: str) -> UserError:
+    def damaged(self, what: str) -> UserError:
+        """What to say of a part that cannot be read."""
         return UserError(f"{self.path}: {what} is damaged (checksum); remove the file and run its stage again")
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers."""
-        return list(self.file.keys())
+        try:
+            return list(self.file.keys())
+        except (KeyError, OSError, RuntimeError) as error:
+            raise self.damaged("header") from error
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Root attributes, decoded."""
-        return {key: json.loads(value) for key, value in self.file.attrs.items() if key != "format_version"}
+        try:
+            return {key: json.loads(value) for key, value in self.file.attrs.items() if key != "format_version"}
+        except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
+            raise self.damaged("header") from error
 
     def ids(self, layer: str) -> list[str]:
         """Image ids of a layer, in order."""
         try:
             return list(self.file[layer].keys()) if layer in self.file else []
         except (KeyError, OSError, RuntimeError) as error:
-            raise self._damaged(layer) from error
+            raise self.damaged(layer) from error
 
     def get(self, layer: str, image_id: str) -> np.ndarray:
         """The array of one picture, as stored."""
@@ -132,7 +142,7 @@ class Store:
         try:
             return dataset[()]
         except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise self._damaged(f"{layer} of {image_id}") from error
+            raise self.damaged(f"{layer} of {image_id}") from error
 
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
@@ -144,7 +154,7 @@ class Store:
             known = layer in self.file and image_id in self.file[layer]
             dataset = self.file[layer][image_id] if known else None
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
-            raise self._damaged(f"{layer} of {image_id}") from error
+            raise self.damaged(f"{layer} of {image_id}") from error
         if dataset is None:
             raise UserError(
                 f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again"

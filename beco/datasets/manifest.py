@@ -79,7 +79,7 @@ class Manifest:
 
     def labels(self) -> NDArray[np.float32]:
         """Image-level labels, (N, K) float32 of 0 and 1, rows as `ids`, columns as `classes`."""
-        return self.table[self.classes].to_numpy(dtype=np.float32)
+        return self.table[self.classes].to_numpy(dtype=np.float32, copy=True)
 
     def present(self, image_id: str) -> list[int]:
         """Label values (1…K, ascending) of the classes in a picture."""
