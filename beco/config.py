@@ -342,7 +342,7 @@ def validate(model: type[S], values: Any, where: str) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
+        lines = [_explain(model, item) for item in error.errors() if not _inherited(item, error)]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
@@ -417,6 +417,13 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
     return validate(model, {} if values is None else values, where)
+
+
+def _inherited(item: Any, error: ValidationError) -> bool:
+    """Whether an experiment's `training` only repeats what is wrong with the common one."""
+    path = item["loc"]
+    common = [other["loc"] for other in error.errors()]
+    return path[:1] == ("experiments",) and path[2:3] == ("training",) and path[2:] in common
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

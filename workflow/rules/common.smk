@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from beco.config import validate_config
 from beco.errors import UserError
 from beco.files import read_json
@@ -19,7 +17,7 @@ def checked_config(values):
     try:
         return validate_config(values, where)
     except UserError as error:
-        raise WorkflowError(str(error))
+        raise SystemExit(f"beco: {error}")  # a WorkflowError would add lines of this file
 
 
 def refuse_other_dataset(checked, base):
@@ -29,8 +27,8 @@ def refuse_other_dataset(checked, base):
         before, now = read_json(made_by)["dataset"], checked.dataset.identity()
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
-            raise WorkflowError(
-                f"{base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
+            raise SystemExit(
+                f"beco: {base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
                 f"{now[changed[0]]}); choose another dataset.name or results folder, or remove this one"
             )
 
