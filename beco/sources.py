@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-LEFT_OUT = {"beco.config", "beco.errors"}
+LEFT_OUT = {"beco.config", "beco.schema", "beco.errors"}
 
 
 def stage_hash(module: str, *extra: str) -> str:
