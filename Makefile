@@ -17,7 +17,7 @@ demo: env            ## the whole road on the embedded dataset, to results/shape
 env: $(BIN)/.installed   ## .venv from the hash-checked lock file
 
 test: env
-	pytest -n $(shell nproc) --dist worksteal
+	pytest -n $(shell nproc) --dist loadfile
 
 lint: env
 	ruff check .
