@@ -17,7 +17,9 @@ def checked_config(values):
     try:
         return validate_config(values, where)
     except UserError as error:
-        raise SystemExit(f"beco: {error}")  # a WorkflowError would add lines of this file
+        raise SystemExit(
+            f"beco: {error}"
+        )  # a WorkflowError would add lines of this file
 
 
 def refuse_other_dataset(checked, base):
