@@ -12,10 +12,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from beco.config import Crop, Encoder
-from beco.datasets.manifest import Manifest
+from beco.datasets.manifest import IGNORE, Manifest
 from beco.pseudolabels import PseudoLabels, reliable_pixels
 
-IGNORE = 255
 KEEP_BYTES = 2**28  # a loader keeps decoded pictures and labels of a split up to this size
 
 

@@ -177,8 +177,8 @@ def fit(
     )
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step)
     bar = tqdm(total=steps, initial=state.step, desc=name, unit="step", disable=not sys.stderr.isatty(), leave=False)
-    sums, started, saved = dict(state.sums), time.monotonic(), time.monotonic()
-    totals: dict[str, Tensor] = {key: torch.tensor(value, device=device) for key, value in sums.items()}
+    started = saved = time.monotonic()
+    totals: dict[str, Tensor] = {key: torch.tensor(value, device=device) for key, value in state.sums.items()}
     module.train()
     for batch in loader:
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = 255
-
 
 @dataclass(frozen=True)
 class Supervision:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from beco.augment import StrongColour, unit_range
 from beco.config import Training
-from beco.stage2.boundaries import IGNORE, Supervision, mix
+from beco.datasets.manifest import IGNORE
+from beco.stage2.boundaries import Supervision, mix
 from beco.stage2.networks import Segmenter
 
 Recipe = Literal["single", "cotraining", "beco"]
