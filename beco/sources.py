@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-LEFT_OUT = {"beco.config", "beco.schema", "beco.errors"}
+LEFT_OUT = ("beco.config", "beco.schema", "beco.errors")
 
 
 def stage_hash(module: str, *extra: str) -> str:
@@ -44,7 +44,7 @@ def _closure(module: str) -> set[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in found and name not in LEFT_OUT:
+        if name not in found and not name.startswith(LEFT_OUT):
             found.add(name)
             waiting.extend(_imports(name))
     return found

@@ -140,7 +140,7 @@ class Stub(nn.Module):
 
 
 def stub_task(recipe: str, **settings: Any) -> tuple[RecipeTask, list[Stub]]:
-    chosen = Training.model_validate({"colour": False, "warmup": 0.25, **settings})
+    chosen = Training.model_validate({"colour": "none", "warmup": 0.25, **settings})
     # classes by brightness; the first changes at 1/3 and 3/5, the mean of both at 1/3 and 3/4
     networks = [Stub([0.0, 6, 16], [0.0, 2, 8]), Stub([1.0, 10, 8], [0.0, 3, 3])][: 1 if recipe == "single" else 2]
     return RecipeTask(networks, recipe, chosen, 2), networks  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_warm_up_uses_offline_labels_and_no_band(mixed_with: list[tuple[Any, ...
 
 def test_after_warm_up_both_networks_decide_together_on_clean_pictures(mixed_with: list[tuple[Any, ...]]) -> None:
     settings = {"probability": 1, "band_width": 2, "online_threshold": 0.6, "ignore_background": False}
-    task, networks = stub_task("beco", mix=settings, colour=True)
+    task, networks = stub_task("beco", mix=settings, colour="rgb")
     batch = some_batch()
     clean = unit_range(batch["image"])
     task(batch, 5, 20)

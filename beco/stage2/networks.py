@@ -28,7 +28,7 @@ class Segmenter(nn.Module):
                 encoder_weights="imagenet" if encoder.weights == "imagenet" else None,
                 encoder_output_stride=settings.output_stride,
                 decoder_channels=settings.decoder_channels,
-                decoder_atrous_rates=settings.atrous_rates,
+                decoder_atrous_rates=settings.rates,
                 decoder_aspp_dropout=settings.dropout,
                 classes=classes + 1,
                 upsampling=1,

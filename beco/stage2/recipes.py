@@ -31,7 +31,7 @@ class RecipeTask(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.recipe, self.settings, self.classes = recipe, settings, classes
-        self.colour = StrongColour() if settings.colour else nn.Identity()
+        self.colour = StrongColour() if settings.colour != "none" else nn.Identity()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         segmenters: Any = self.networks

@@ -1,0 +1,35 @@
+"""The one schema of `config.yaml`: every key, its range, its default and its meaning; see `config` for its reading."""
+
+from beco.schema.base import Section, nearest
+from beco.schema.dataset import Dataset, Shapes
+from beco.schema.networks import Encoder, Network
+from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
+from beco.schema.stage1 import Cam, Classifier, Crf, Labels
+from beco.schema.stage2 import InferenceCrf, Mix, Prediction, Training
+from beco.schema.whole import Compute, Config, Experiment, Shards
+
+__all__ = [
+    "Cam",
+    "Classifier",
+    "ClassifierOptimiser",
+    "Compute",
+    "Config",
+    "Crf",
+    "Crop",
+    "Dataset",
+    "Encoder",
+    "Experiment",
+    "InferenceCrf",
+    "Labels",
+    "Mix",
+    "Network",
+    "Optimiser",
+    "Prediction",
+    "Schedule",
+    "Section",
+    "SegmenterOptimiser",
+    "Shapes",
+    "Shards",
+    "Training",
+    "nearest",
+]

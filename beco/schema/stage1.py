@@ -1,0 +1,70 @@
+"""Stage one: the classifier, its activation maps, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from beco.schema.base import Count, Fraction, Positive, Section
+from beco.schema.networks import Encoder
+from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
+
+
+class Classifier(Section):
+    """The multi-label classifier whose activation maps become pseudo-labels."""
+
+    encoder: Encoder = Field(default_factory=Encoder, description="backbone")
+    output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features")
+    crop: Crop = Field(default_factory=Crop, description="weak augmentation")
+    colour: bool = Field(False, description="strong colour augmentation as in stage two")
+    schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=5), description="length and batch")
+    optimiser: ClassifierOptimiser = Field(default_factory=ClassifierOptimiser, description="optimiser")
+    resize: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="long side at validation, pixels; null: the picture's own size"
+    )
+    seed: int = Field(0, ge=0, description="seed of initialisation and augmentation")
+
+
+class Cam(Section):
+    """Class activation maps (Zhou et al. 2016), summed over scales and flips and divided by their maximum."""
+
+    scales: list[Positive] = Field([1.0, 0.5, 1.5, 2.0], min_length=1, description="relative to the picture")
+    flip: bool = Field(True, description="also the mirrored picture")
+    resize: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="long side at scale 1, pixels; null: the picture's own size"
+    )
+    batch_size: Count = Field(8, description="pictures of one size processed together")
+
+
+class Crf(Section):
+    """Fully connected CRF (Krähenbühl & Koltun 2011), with IRN's values as defaults."""
+
+    backend: Literal["pydensecrf", "torch"] = Field("pydensecrf", description="which implementation")
+    iterations: Count = Field(10, description="mean-field iterations")
+    gt_prob: Annotated[float, Field(gt=0, lt=1)] = Field(0.7, description="belief in the label that comes in")
+    gaussian_sxy: Positive = Field(3.0, description="width of the smoothness kernel, pixels")
+    gaussian_compat: Positive = Field(3.0, description="weight of the smoothness kernel")
+    bilateral_sxy: Positive = Field(50.0, description="spatial width of the appearance kernel, pixels")
+    bilateral_srgb: Positive = Field(5.0, description="colour width of the appearance kernel, 0-255 levels")
+    bilateral_compat: Positive = Field(10.0, description="weight of the appearance kernel")
+
+
+class Labels(Section):
+    """A stage-one recipe: from CAMs to pseudo-labels with confidence."""
+
+    refine: Literal["none", "crf"] = Field("crf", description="none: threshold the CAMs; crf: IRN's two CRF runs")
+    background: Fraction = Field(0.15, description="score of the background plane (refine: none)")
+    foreground_threshold: Fraction = Field(
+        0.30, description="background score in the run whose foreground is believed (refine: crf)"
+    )
+    background_threshold: Fraction = Field(
+        0.05, description="background score in the run whose background is believed (refine: crf)"
+    )
+    crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
+
+    @model_validator(mode="after")
+    def _thresholds_ordered(self) -> Labels:
+        if self.refine == "crf" and self.foreground_threshold <= self.background_threshold:
+            raise ValueError("foreground_threshold must exceed background_threshold")
+        return self
