@@ -1,10 +1,9 @@
-"""Weak augmentation, picture by picture in the loader, and strong colour augmentation, by the batch on the device."""
+"""Weak augmentation, picture by picture in the loader; what networks expect of pixel values."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import kornia.augmentation as ka
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -85,34 +84,32 @@ def _image(manifest: Manifest, image_id: str) -> Any:
 
 
 def weak_transform(crop: Crop) -> v2.Transform:
-    """Random part of the picture resized to a square, bilinear for pictures and nearest for masks; random mirror."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True),
-            v2.RandomHorizontalFlip(crop.flip),
-        ]
-    )
+    """Random part of the picture as a square, bilinear for pictures and nearest for masks; random mirror.
 
-
-class StrongColour(nn.Module):
-    """Colour augmentation of a whole batch on its device, drawn anew for each picture.
-
-    After the recipe of the published code: brightness, contrast, saturation and hue with probability 0.8, gray with
-    0.2, blur with 0.5. The ranges are those of albumentations' defaults that the code relies on (0.2, 0.2, 30/255,
-    20/180), in kornia's units. Takes and returns (B, 3, H, W) float RGB in [0, 1].
+    The part is either one of random area and shape, resized (`crop.area`, `crop.ratio`), or a square cut out of the
+    picture resized by a random factor (`crop.scales`), padded with gray and void where the picture is too small.
     """
+    if crop.scales is None:
+        steps = [v2.RandomResizedCrop(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True)]
+    else:
+        fill = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE}
+        steps = [_RandomFactor(crop.scales), v2.RandomCrop(crop.size, pad_if_needed=True, fill=fill)]
+    return v2.Compose([*steps, v2.RandomHorizontalFlip(crop.flip)])
 
-    def __init__(self) -> None:
+
+class _RandomFactor(v2.Transform):
+    """Resize by one of some factors, drawn at random."""
+
+    def __init__(self, factors: list[float]) -> None:
         super().__init__()
-        self.augment = nn.Sequential(
-            ka.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.12, hue=20 / 180, p=0.8),
-            ka.RandomGrayscale(p=0.2),
-            ka.RandomGaussianBlur((5, 5), (0.1, 1.1), p=0.5),
-        )
+        self.factors = factors
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        return self.augment(images).clamp(0, 1)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        factor = self.factors[int(torch.randint(len(self.factors), ()))]
+        return {"size": [max(round(side * factor), 1) for side in v2.functional.get_size(flat_inputs[0])]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
 class Normalise(nn.Module):

@@ -1,10 +1,16 @@
-"""Pictures of one size processed together, for inference."""
+"""Pictures of one size processed together, for inference; the next ones are read while the network works.
+
+Pictures are never padded to a common size: the image pooling of the ASPP and every border would see the padding, and
+the number would depend on which pictures happened to share a batch. So only pictures that are fed at exactly the same
+size share one (in VOC, two thirds are 500×375, 375×500 or 500×333), and the rest go in smaller batches.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -12,10 +18,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+
+AHEAD = 2  # batches that are read while one is worked on; bounds the memory
 
 
-def fitted_size(height: int, width: int, resize: int | None) -> tuple[int, int]:
-    """Height and width with the long side set to `resize`; unchanged for None."""
+def fitted_size(height: int, width: int, resize: int | None, squeeze: int | None = None) -> tuple[int, int]:
+    """Height and width with the long side set to `resize`, or both to `squeeze`; unchanged if both are None."""
+    if squeeze is not None:
+        return squeeze, squeeze
     if resize is None:
         return height, width
     factor = resize / max(height, width)
@@ -23,20 +34,70 @@ def fitted_size(height: int, width: int, resize: int | None) -> tuple[int, int]:
 
 
 def size_batches(
-    manifest: Manifest, ids: list[str], resize: int | None, batch_size: int, name: str
+    manifest: Manifest,
+    ids: list[str],
+    resize: int | None,
+    batch_size: int,
+    name: str,
+    *,
+    squeeze: int | None = None,
+    most_pixels: int | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Yield (ids, pictures (B, 3, h, w) float32 in [0, 1]) with pictures of one original size together."""
+    """Yield (ids, pictures (B, 3, h, w) float32 in [0, 1]) with pictures fed at one size together.
+
+    Args:
+        manifest: where the pictures are.
+        ids: which of them; each comes once, grouped by fed size, the sizes ascending.
+        resize: long side that is fed, pixels; None: the picture's own size.
+        batch_size: the most pictures of a batch.
+        name: what the progress bar is called.
+        squeeze: side of the square that is fed whatever the aspect; None: see `resize`.
+        most_pixels: the most pixels B·h·w of a batch, beyond which it has fewer pictures (at least 1); None: any.
+        threads: how many pictures are decoded and resized at once, in the background.
+
+    Raises `UserError` for a picture that is missing, damaged, or of another size than the manifest says.
+    """
     groups: dict[tuple[int, int], list[str]] = defaultdict(list)
     for image_id in ids:
-        groups[manifest.size(image_id)].append(image_id)
+        groups[fitted_size(*manifest.size(image_id), resize, squeeze)].append(image_id)
+    plan = [
+        (size, members[start : start + count])
+        for size, members in sorted(groups.items())
+        for count in [_count(size, batch_size, most_pixels)]
+        for start in range(0, len(members), count)
+    ]
     with tqdm(total=len(ids), desc=name, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for (height, width), members in sorted(groups.items()):
-            size = fitted_size(height, width, resize)
-            for start in range(0, len(members), batch_size):
-                chosen = members[start : start + batch_size]
-                images = torch.stack([torch.from_numpy(manifest.image(i)).permute(2, 0, 1) for i in chosen])
-                batch = images.to(torch.float32) / 255
-                if size != (height, width):
-                    batch = F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
-                yield chosen, batch
-                bar.update(len(chosen))
+        for (_, chosen), images in zip(plan, _read_ahead(manifest, plan, threads), strict=True):
+            yield chosen, images
+            bar.update(len(chosen))
+
+
+def _count(size: tuple[int, int], batch_size: int, most_pixels: int | None) -> int:
+    return batch_size if most_pixels is None else max(min(batch_size, most_pixels // (size[0] * size[1])), 1)
+
+
+def _read_ahead(manifest: Manifest, plan: list[tuple[tuple[int, int], list[str]]], threads: int) -> Iterator[Tensor]:
+    """The batches of a plan in order. Threads suffice: decoding and resizing release the GIL."""
+    waiting: deque[list[Future[Tensor]]] = deque()
+    pool = ThreadPoolExecutor(max(threads, 1), "pictures")
+    try:
+        for size, chosen in plan:
+            waiting.append([pool.submit(_picture, manifest, image_id, size) for image_id in chosen])
+            if len(waiting) > AHEAD:
+                yield torch.stack([picture.result() for picture in waiting.popleft()])
+        while waiting:
+            yield torch.stack([picture.result() for picture in waiting.popleft()])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _picture(manifest: Manifest, image_id: str, size: tuple[int, int]) -> Tensor:
+    """One picture, (3, *size) float32 in [0, 1]; resized alone, so that no batch can change it."""
+    array = manifest.image(image_id)
+    if array.shape[:2] != manifest.size(image_id):
+        raise UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")
+    picture = torch.from_numpy(array).permute(2, 0, 1).to(torch.float32) / 255
+    if size == array.shape[:2]:
+        return picture
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True, align_corners=False)[0]

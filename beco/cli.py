@@ -28,6 +28,9 @@ Shard = Annotated[str, typer.Option(help="k-of-n: work on every n-th picture")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
 Workers = Annotated[int, typer.Option(min=0, help="data-loading processes")]
+Devices = Annotated[int, typer.Option(min=1, help="GPUs (or CPU processes) on each machine that share a batch")]
+Nodes = Annotated[int, typer.Option(min=1, help="machines that share a batch")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks")]
 Replace = Annotated[bool, typer.Option("--replace", help="drop a checkpoint of other settings")]
 
 
@@ -78,6 +81,8 @@ def train_classifier(
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     workers: Workers = 0,
     replace: Replace = False,
 ) -> None:
@@ -88,7 +93,7 @@ def train_classifier(
     from beco.stage1 import classifier
 
     chosen = read_settings(Classifier, settings)
-    compute = Compute(device, threads, workers)
+    compute = Compute(device, threads, workers, devices, nodes)
     classifier.train(manifests.read(manifest, root), train_split, val_split, chosen, compute, output, replace)
 
 
@@ -170,12 +175,16 @@ def train(
     labels: Annotated[Path | None, typer.Option(help="labels.h5; without it the training masks are used")] = None,
     classifier: Annotated[Path | None, typer.Option(help="for encoder.weights: classifier")] = None,
     split: Split = "train",
+    val_split: Split = "val",
     network: Annotated[str | None, typer.Option(help="settings of the network, YAML text or file")] = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     threads: Threads = 1,
     workers: Workers = 0,
+    compile: Compile = False,
     replace: Replace = False,
 ) -> None:
     """Train segmentation networks on pseudo-labels."""
@@ -189,13 +198,14 @@ def train(
     stage.train(
         manifests.read(manifest, root),
         split,
+        val_split,
         labels,
         classifier,
         read_settings(Network, network, "--network"),
         read_settings(Training, settings),
         recipe,  # type: ignore[arg-type]
         seed,
-        Compute(device, threads, workers),
+        Compute(device, threads, workers, devices, nodes, compile),
         output,
         replace,
     )
@@ -239,6 +249,27 @@ def evaluate(
 
     protocol = read_settings(Prediction, settings).model_dump(mode="json", exclude={"batch_size"})
     stage.evaluate_predictions(manifests.read(manifest, root).split(split), predictions, output, protocol, threads)
+
+
+@app.command()
+def archive(
+    predictions: Annotated[Path, typer.Argument(help="folder of <image_id>.png")],
+    output: Output,
+    image_set: Annotated[str, typer.Option("--set", help="val or test of VOC; it names the folder")] = "test",
+    challenge: Annotated[str, typer.Option(help="comp5: learnt from VOC alone; comp6: from more")] = "comp6",
+    manifest: Annotated[Path | None, typer.Option(help="manifest.csv; every picture of --split must be there")] = None,
+    split: Split = "val",
+) -> None:
+    """Pack predictions for the PASCAL VOC evaluation server."""
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import archive as stage
+
+    if image_set not in ("val", "test"):
+        raise UserError(f"--set: no set `{image_set}`; give val or test")
+    if challenge not in ("comp5", "comp6"):
+        raise UserError(f"--challenge: no challenge `{challenge}` of segmentation; give comp5 or comp6")
+    pictures = manifests.read(manifest, Path()).split(split) if manifest else None
+    stage.write_archive(predictions, output, image_set, challenge, pictures)  # type: ignore[arg-type]
 
 
 @app.command()

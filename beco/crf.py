@@ -1,4 +1,4 @@
-"""Dense CRF (Krähenbühl & Koltun, NIPS 2011) through pydensecrf."""
+"""Dense CRF (Krähenbühl & Koltun, NIPS 2011): unaries from labels or probabilities, and the choice of who infers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,45 @@ import numpy as np
 
 from beco.config import Crf
 
+FLOOR = 1e-5  # below this a probability counts as this much, as in pydensecrf.utils.unary_from_softmax
+
 
 def refine(image: np.ndarray, label: np.ndarray, labels: int, settings: Crf) -> np.ndarray:
-    """Mean-field posterior after believing `label` with probability `settings.gt_prob`.
+    """Mean-field posterior after believing `label` with probability `settings.gt_prob`, all others equally with the rest.
 
     `image` (H, W, 3) uint8 RGB, `label` (H, W) integers in 0…labels-1, `labels` >= 2. Returns (labels, H, W) float32
     that sums to 1 over the labels.
     """
-    from pydensecrf import densecrf
-    from pydensecrf.utils import unary_from_labels
+    believed = np.arange(labels)[:, None, None] == label
+    energies = -np.log(settings.gt_prob), -np.log((1 - settings.gt_prob) / (labels - 1))
+    return _mean_field(image, np.where(believed, *np.float32(energies)), settings)
 
-    height, width = label.shape
-    field = densecrf.DenseCRF2D(width, height, labels)
-    unary = unary_from_labels(label, labels, gt_prob=settings.gt_prob, zero_unsure=False)
-    field.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+
+def posterior(image: np.ndarray, probabilities: np.ndarray, settings: Crf) -> np.ndarray:
+    """Mean-field posterior whose unary is -log of `probabilities`, which are clipped to 1e-5…1 first.
+
+    `image` (H, W, 3) uint8 RGB, `probabilities` (C, H, W) float32 in [0, 1]. `settings.gt_prob` plays no part. Returns
+    (C, H, W) float32 that sums to 1 over the classes.
+    """
+    return _mean_field(image, -np.log(np.clip(probabilities, FLOOR, 1)), settings)
+
+
+def _mean_field(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarray:
+    """Posterior (C, H, W) float32 under the energies `unary` (C, H, W) by the chosen backend."""
+    unary = np.ascontiguousarray(unary, dtype=np.float32)
+    if settings.backend == "torch":
+        from beco import densecrf
+
+        return densecrf.mean_field(image, unary, settings)
+    return _pydensecrf(image, unary, settings)
+
+
+def _pydensecrf(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarray:
+    from pydensecrf.densecrf import DenseCRF2D
+
+    labels, height, width = unary.shape
+    field = DenseCRF2D(width, height, labels)
+    field.setUnaryEnergy(unary.reshape(labels, -1))
     field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
     field.addPairwiseBilateral(
         sxy=settings.bilateral_sxy,
@@ -27,5 +52,4 @@ def refine(image: np.ndarray, label: np.ndarray, labels: int, settings: Crf) -> 
         rgbim=np.ascontiguousarray(image),
         compat=settings.bilateral_compat,
     )
-    posterior = np.array(field.inference(settings.iterations), dtype=np.float32)
-    return posterior.reshape(labels, height, width)
+    return np.array(field.inference(settings.iterations), dtype=np.float32).reshape(unary.shape)

@@ -1,48 +1,101 @@
-"""Backbones from timm and the weights they start from; used by the classifier and by the segmentation networks."""
+"""Backbones from timm (and MiT), and the weights they start from; for the classifier and the segmentation networks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import segmentation_models_pytorch as smp
 import timm
-import torch
+from segmentation_models_pytorch.encoders.mix_transformer import MixVisionTransformerEncoder
+from timm.models import FeatureInfo
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import whole
+from beco.weights import load_weights, one_line, read_weights
 
-# A classification head that a weights file brings along and a backbone has no use for.
-HEAD_PREFIXES = ("fc.", "classifier.", "head.", "conv_head.", "bn2.", "last_linear.", "norm.")
+MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+
+
+class MixTransformer(MixVisionTransformerEncoder):
+    """SegFormer's encoder (Xie et al., NeurIPS 2021) of segmentation-models-pytorch, with timm's interface.
+
+    (B, 3, H, W) float, H and W divisible by 32 -> maps at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        settings = {**smp.encoders.encoders[name]["params"], **options}
+        widths = settings["embed_dims"]
+        super().__init__(**{**settings, "out_channels": [3, 0, *widths]})
+        self.feature_info = FeatureInfo(
+            [
+                {"num_chs": width, "reduction": 4 * 2**stage, "module": f"norm{stage + 1}"}
+                for stage, width in enumerate(widths)
+            ],
+            tuple(range(len(widths))),
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return super().forward(images)[2:]  # without the picture and an empty map at stride 2
 
 
 def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
-    """A timm feature extractor: (B, 3, H, W) float -> list of feature maps, the deepest at `output_stride`.
+    """A feature extractor: (B, 3, H, W) float -> list of maps (B, C, h, w), the deepest at `output_stride`.
 
-    Weights are not loaded here, except `imagenet`, which is timm's own download.
+    Any convolutional timm model, or mit_b0 … mit_b5. Weights are not loaded here, except `imagenet`, which is the
+    library's own download. UserError if name, options and stride do not fit together or the download fails.
     """
-    with_weights = encoder.weights == "imagenet"
+    if encoder.name in MIX_TRANSFORMERS:
+        return _mix_transformer(encoder, output_stride)
+    # 32 is what every model has; those that cannot be dilated do not know the argument
+    dilated = {"output_stride": output_stride} if output_stride != 32 else {}
     try:
-        return timm.create_model(
-            encoder.name,
-            pretrained=with_weights,
-            features_only=True,
-            output_stride=output_stride,
-            **encoder.options,
+        backbone = timm.create_model(
+            encoder.name, pretrained=encoder.weights == "imagenet", features_only=True, **dilated, **encoder.options
         )
-    except (RuntimeError, NotImplementedError) as error:
-        if "Unknown model" in str(error) or "not registered" in str(error):
-            raise UserError(f"encoder.name: timm has no model `{encoder.name}`; see timm.list_models()") from error
-        raise UserError(f"encoder `{encoder.name}`: {_line(error)}; check encoder.options and output_stride") from error
-    except TypeError as error:
-        raise UserError(f"encoder.options of `{encoder.name}`: {_line(error)}") from error
     except Exception as error:
-        if with_weights:
+        raise _refusal(encoder, error) from error
+    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
+    return backbone
+
+
+def _refusal(encoder: Encoder, error: Exception) -> UserError:
+    """The user's line for what timm said when it could not build the encoder."""
+    name, text = encoder.name, one_line(error) or type(error).__name__  # timm's assertions are often silent
+    if "Unknown model" in text or "Invalid pretrained tag" in text:
+        return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
+    if isinstance(error, TypeError):
+        if "output_stride" in text:
+            return UserError(f"output_stride: `{name}` cannot be dilated; set 32")
+        return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
+    if "No pretrained weights" in text:
+        return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")
+    if encoder.weights == "imagenet" and "size mismatch" not in text:
+        return offline_error(name, error)
+    return UserError(f"encoder `{name}`: {text}; check encoder.options and output_stride")
+
+
+def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
+    if output_stride != 32:
+        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set 32")
+    try:
+        backbone = MixTransformer(encoder.name, **encoder.options)
+    except (TypeError, ValueError, AssertionError, IndexError) as error:
+        raise UserError(f"encoder.options of `{encoder.name}`: {one_line(error)}; mend them") from error
+    if encoder.weights == "imagenet":
+        try:
+            source = smp.encoders.get_encoder(encoder.name, weights="imagenet")
+        except Exception as error:
             raise offline_error(encoder.name, error) from error
-        raise
+        load_weights(backbone, source.state_dict(), f"imagenet weights of {encoder.name}")
+    return backbone
 
 
 def feature_channels(backbone: nn.Module) -> list[int]:
@@ -51,18 +104,57 @@ def feature_channels(backbone: nn.Module) -> list[int]:
     return info.channels()
 
 
+def feature_strides(backbone: nn.Module) -> list[int]:
+    """Stride of each feature map of a backbone from `create_backbone`, shallow to deep."""
+    info: Any = backbone.feature_info
+    return info.reduction()
+
+
+def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> None:
+    """Multiply the dilation of the last stage's 3×3 convolutions block by block, in place.
+
+    The stage's own dilation follows from the output stride: factors 1, 2, 4 make 2, 4, 8 of it at stride 16 (Chen et
+    al., Rethinking Atrous Convolution, 2017, section 3.2.1). Unlike without multi-grid, where timm leaves it at the
+    dilation of the stage before, the first block has the stage's dilation too. `name` is the encoder's, for the
+    UserError if it is no ResNet of timm or has another number of blocks.
+    """
+    *_, stage = backbone.children()
+    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
+    if not blocks or not all(isinstance(block, BasicBlock | Bottleneck) for block in blocks):
+        raise UserError(f"multi_grid: `{name}` is no ResNet, so its last stage has no blocks for it; leave it out")
+    if len(blocks) != len(factors):
+        raise UserError(
+            f"multi_grid: {len(factors)} factors for {len(blocks)} blocks in the last stage of `{name}`; "
+            f"give {len(blocks)}"
+        )
+    for block, factor in zip(blocks, factors, strict=True):
+        for layer in block.children():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                dilation = block.dilation * factor
+                layer.dilation = (dilation, dilation)
+                layer.padding = (dilation, dilation)
+
+
 def offline_error(name: str, error: Exception) -> UserError:
-    """What to say when the library could not bring ImageNet weights."""
+    """What to say when the library could not bring ImageNet weights: which file to get and where to name it."""
+    if name in MIX_TRANSFORMERS:
+        wanted = f"{name}.pth of SegFormer's authors"
+    else:
+        published = timm.get_pretrained_cfg(name)
+        tag = f".{published.tag}" if published and published.tag and "." not in name else ""
+        wanted = f"model.safetensors of timm's `{name}{tag}`"
     return UserError(
-        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); "
-        "put the file on this machine and set encoder.weights to its path, or set it to null for random weights"
+        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); fetch "
+        f"{wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to null "
+        "for random weights"
     )
 
 
 def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | None = None) -> None:
     """Drop the blocks that `encoder.drop` names and load the weights that `encoder.weights` names, in place.
 
-    `classifier` is the file that `weights: classifier` stands for: stage one's trained network.
+    `classifier` is the file that `weights: classifier` stands for: stage one's trained network. UserError if the file
+    cannot be read or is not of this backbone.
     """
     for name in encoder.drop:
         parent, _, leaf = name.rpartition(".")
@@ -79,64 +171,10 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
             raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
         state, _ = load_network(classifier)
         prefix = "backbone."
-        state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        _load(backbone, state, str(classifier))
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        load_weights(backbone, state, str(classifier))
     else:
-        _load(backbone, read_weights(Path(str(encoder.weights))), str(encoder.weights))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth/.pt file; the latter read without unpickling anything but tensors."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such weights file; put it there or change encoder.weights") from error
-    except Exception as error:
-        raise UserError(f"{path}: not a readable weights file ({_line(error)}); copy it again") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no table of tensors; export the network's state_dict")
-    return state
-
-
-def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load `state` whole: every parameter and statistic of the backbone must be in the file, with its shape.
-
-    timm's feature extractors flatten names (`stages.0` becomes `stages_0`), so names are compared without dots.
-    """
-    given = {key.replace(".", "_"): value for key, value in state.items()}
-    if len(given) != len(state):
-        raise UserError(f"{source}: two of its tensors have names that differ by dots alone; rename them")
-    chosen, missing, misfit = {}, [], []
-    for key, own in backbone.state_dict().items():
-        value = given.pop(key.replace(".", "_"), None)
-        if value is None and key.endswith("num_batches_tracked"):
-            value = own
-        if value is None:
-            missing.append(key)
-        elif value.shape != own.shape:
-            misfit.append(f"{key} is {tuple(value.shape)}, the network's {tuple(own.shape)}")
-        else:
-            chosen[key] = value
-    if missing:
-        raise UserError(
-            f"{source}: lacks {len(missing)} tensors of the encoder, such as {missing[0]}; choose the encoder that it "
-            "was made for, or name the absent blocks in encoder.drop"
-        )
-    if misfit:
-        raise UserError(f"{source}: does not fit the encoder ({misfit[0]}); check encoder.name and encoder.options")
-    heads = tuple(prefix.replace(".", "_") for prefix in HEAD_PREFIXES)
-    surplus = [key for key in given if not key.startswith(heads)]
-    if surplus:
-        raise UserError(
-            f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {surplus[0]}; "
-            "check encoder.name and encoder.drop"
-        )
-    backbone.load_state_dict(chosen)
+        load_weights(backbone, read_weights(Path(str(encoder.weights))), str(encoder.weights))
 
 
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -147,20 +185,18 @@ def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> Non
 
 
 def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_network` wrote."""
+    """Tensors and metadata of a file that `save_network` wrote. UserError if it is missing, damaged or another's."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the training that makes it first") from error
     except Exception as error:
-        raise UserError(f"{path}: not readable as safetensors ({_line(error)}); remove it and train again") from error
+        raise UserError(
+            f"{path}: not readable as safetensors ({one_line(error)}); remove it and train again"
+        ) from error
     if "classes" not in metadata:
         raise UserError(
             f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
         )
     return tensors, metadata
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

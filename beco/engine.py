@@ -1,8 +1,7 @@
-"""The one training loop of both stages: device, precision, schedule, checkpoint and resume, progress, logs.
+"""The one training loop of both stages: device, precision, processes, schedule, resume, progress, logs.
 
-Every random draw is a function of (seed, step): the sampler's order, each picture's crop, and the generators that
-dropout, mixing and colour use are seeded anew from them. A run resumed from a checkpoint therefore needs no stored
-generator state and ends where the uninterrupted run would have ended.
+Every random draw is a function of (seed, step), see `beco.sampling`: a run resumed from a checkpoint ends where the
+uninterrupted run would have ended, and processes that share a batch draw what one process would have drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,18 +21,23 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from beco.checkpoint import Checkpoint, State
 from beco.config import Optimiser, Schedule
 from beco.errors import UserError
-from beco.files import text_hash, whole
+from beco.files import whole
+from beco.sampling import Draws, StepSampler, mixed_seed, part_slots
 
 log = logging.getLogger("beco")
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look waits for the device
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+EXPLODED = 1e4  # losses here are a few times the logarithm of the number of classes
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+Validate = Callable[[State], dict[str, float]]
 
 
 class Task(Protocol):
@@ -41,73 +46,23 @@ class Task(Protocol):
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         """Parameters, and whether they belong to the head."""
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Numbers of a whole batch that its parts need; their mean over parts is laid into every part's batch."""
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         """Scalars to log; `loss` is the one that is minimised."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What to run on."""
+    """What to run on: `devices` GPUs (or CPU processes) on each of `nodes` machines share a batch."""
 
     device: str = "auto"
     threads: int = 1
     workers: int = 0
-
-
-@dataclass
-class State:
-    """Where a training stands; everything that a checkpoint holds beside tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (picture index, draw seed) from `first` step to the last; the same for every way of getting there.
-
-    Each epoch is a permutation drawn from (seed, epoch); the epoch's remainder that fills no batch is dropped. The
-    draw seed belongs to the position in the whole run, so that no two visits of a picture share their crop.
-    """
-
-    def __init__(self, pictures: int, batch_size: int, steps: int, seed: int, first: int = 0) -> None:
-        self.pictures, self.batch_size, self.steps, self.seed, self.first = (
-            pictures,
-            batch_size,
-            steps,
-            seed,
-            first,
-        )
-        self.per_epoch = pictures // batch_size
-        if self.per_epoch == 0:
-            raise UserError(
-                f"schedule.batch_size: {batch_size} exceeds the {pictures} training pictures; make it smaller"
-            )
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, []
-        for step in range(self.first, self.steps):
-            if step // self.per_epoch != epoch:
-                epoch = step // self.per_epoch
-                generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, 1))
-                order = torch.randperm(self.pictures, generator=generator).tolist()
-            start = (step % self.per_epoch) * self.batch_size
-            yield [
-                (index, mixed_seed(self.seed, step * self.batch_size + slot, 2))
-                for slot, index in enumerate(order[start : start + self.batch_size])
-            ]
-
-
-def mixed_seed(seed: int, number: int, purpose: int) -> int:
-    """A 63-bit seed from the run's seed, a counter and a purpose (splitmix64, Steele et al. 2014)."""
-    state = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB) % 2**64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (state ^ (state >> 31)) >> 1
+    devices: int = 1
+    nodes: int = 1
+    compile: bool = False
 
 
 def poly_lr(step: int, steps: int, optimiser: Optimiser) -> float:
@@ -147,73 +102,144 @@ def fit(
     compute: Compute,
     name: str,
     replace: bool = False,
+    validate: Validate | None = None,
 ) -> State:
     """Train `task` on `dataset` and leave `history.csv`, `tensorboard/` and `checkpoint.pt` in `folder`.
 
     `identity` is everything that determines the result. A checkpoint of the same identity is continued; one of
-    another identity is an error, or is dropped if `replace` is set. Returns the final state.
+    another identity is an error, or is dropped if `replace` is set. `validate` is called by the writing process after
+    every epoch and gives scores for the history. Returns the final state; with several processes each returns, and
+    `is_writer` is set in one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("high")
-    device = choose_device(compute.device)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[schedule.precision])
+    fabric = launch(compute, schedule)
+    folder.mkdir(parents=True, exist_ok=True)
     steps = total_steps(schedule, len(dataset))  # type: ignore[arg-type]
+    parts = [
+        part_slots(schedule.batch_size, fabric.world_size * schedule.accumulate, number)
+        for number in range(fabric.global_rank * schedule.accumulate, (fabric.global_rank + 1) * schedule.accumulate)
+    ]
     optim = _optimiser(task, optimiser)
-    module, optim = fabric.setup(task.to(memory_format=torch.channels_last), optim)
-    checkpoint = _Checkpoint(folder / "checkpoint.pt", text_hash(identity), identity)
-    state = checkpoint.load(task, optim, device, replace)
-    if state.step:
+    bare, bare_optim = task, optim
+    module, optim = fabric.setup(prepared(task, fabric), optim)
+    checkpoint = Checkpoint(folder / "checkpoint.pt", identity)
+    precision = fabric.strategy.precision
+    state = checkpoint.load(bare, bare_optim, precision, fabric.device, replace)
+    state.is_writer = fabric.is_global_zero
+    fabric.barrier()  # nobody may overwrite the checkpoint that another still reads
+    if state.step and state.is_writer:
         log.info("%s: going on from step %d of %d", name, state.step, steps)
 
-    sampler = StepSampler(len(dataset), schedule.batch_size, steps, seed, state.step)  # type: ignore[arg-type]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=compute.workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=False,
-        prefetch_factor=4 if compute.workers else None,
-    )
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step)
-    bar = tqdm(total=steps, initial=state.step, desc=name, unit="step", disable=not sys.stderr.isatty(), leave=False)
+    slots = [slot for part in parts for slot in part]
+    sampler = StepSampler(len(dataset), schedule.batch_size, steps, seed, state.step, slots)  # type: ignore[arg-type]
+    progress = _Progress(fabric, state, sampler.per_epoch, steps, folder, name)
     started = saved = time.monotonic()
-    totals: dict[str, Tensor] = {key: torch.tensor(value, device=device) for key, value in state.sums.items()}
     module.train()
-    for batch in loader:
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        _seed(mixed_seed(seed, state.step, 3), device)
+    for batch in _batches(dataset, sampler, fabric.device, compute.workers, state):
         lr = poly_lr(state.step, steps, optimiser)
         for group in optim.param_groups:
             group["lr"] = lr * group["factor"]
-        scalars = module(batch, state.step, steps)
-        fabric.backward(scalars["loss"])
+        step_of_parts(fabric, module, bare, batch, parts, seed, state.step, steps, progress.add)
         optim.step()
         optim.zero_grad(set_to_none=True)
-        for key, value in scalars.items():
-            totals[key] = totals.get(key, torch.zeros((), device=device)) + value.detach().float()
         state.step += 1
-        bar.update()
         epoch_ends = state.step % sampler.per_epoch == 0 or state.step == steps
-        due = time.monotonic() - saved > 60 * schedule.checkpoint_minutes
+        due = _agreed(fabric, state.step, time.monotonic() - saved > 60 * schedule.checkpoint_minutes)
         if epoch_ends or due or state.step % CHECK_EVERY == 0:
-            state.sums = {key: float(value) for key, value in totals.items()}
-            _check_finite(state, name, optimiser, checkpoint.path)
-        if epoch_ends:
-            now = time.monotonic()
-            state.seconds, started = state.seconds + now - started, now
-            _close_epoch(state, sampler.per_epoch, steps, lr, writer, name)
-            totals = {}
-            with whole(folder / "history.csv") as temporary:
-                pd.DataFrame(state.history).to_csv(temporary, index=False)
+            progress.look()
+            _check_loss(state, sampler.per_epoch, name, optimiser, checkpoint.path)
         if epoch_ends or due:
-            _check_weights(task, state, name, optimiser)
+            _check_weights(bare, state, name, optimiser)
             now = time.monotonic()
             state.seconds, started, saved = state.seconds + now - started, now, now
-            checkpoint.save(task, optim, state)
-    bar.close()
-    writer.close()
+        if epoch_ends:
+            progress.close_epoch(lr, validate)
+            module.train()
+        if state.is_writer and (epoch_ends or due):
+            checkpoint.save(bare, bare_optim, precision, state)
+    progress.close()
+    fabric.barrier()
     return state
+
+
+def launch(compute: Compute, schedule: Schedule) -> Fabric:
+    """Fabric on the chosen device; starts the other processes, unless torchrun or Slurm has started them."""
+    device = choose_device(compute.device)
+    if schedule.precision == "fp16" and device.type == "cpu":
+        raise UserError("schedule.precision: fp16 needs a GPU; set it to bf16 or 32")
+    alone = compute.devices * compute.nodes == 1
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=compute.devices,
+        num_nodes=compute.nodes,
+        strategy="auto" if alone else "ddp",
+        precision=PRECISIONS[schedule.precision],
+    )
+    if not alone:
+        fabric.launch()
+    return fabric
+
+
+def prepared(task: nn.Module, fabric: Fabric) -> nn.Module:
+    """`task` in the memory layout that convolutions like, its batch statistics spanning all processes."""
+    if fabric.world_size > 1:
+        from beco.distributed import synchronised
+
+        task = synchronised(task, fabric.device)
+    return task.to(memory_format=torch.channels_last)
+
+
+def step_of_parts(
+    fabric: Fabric,
+    module: Any,
+    bare: Any,
+    batch: dict[str, Tensor],
+    parts: list[list[int]],
+    seed: int,
+    step: int,
+    steps: int,
+    add: Callable[[dict[str, Tensor], int], None],
+) -> None:
+    """Forward and backward passes of one step, part by part; gradients are left in the parameters.
+
+    `batch` is this process's share, part after part; `add` receives the scalars of each part and the number of parts.
+    """
+    totals = bare.totals(batch)
+    if fabric.world_size > 1:
+        totals = {key: fabric.all_reduce(value, reduce_op="mean") for key, value in totals.items()}
+    all_parts = len(parts) * fabric.world_size
+    size = len(parts[0])
+    for number, slots in enumerate(parts):
+        part = {key: value[number * size : (number + 1) * size] for key, value in batch.items()}
+        part |= {key: value.float() / len(parts) for key, value in totals.items()}
+        rank_part = fabric.global_rank * len(parts) + number
+        _seed(mixed_seed(seed, step * all_parts + rank_part, 3), fabric.device)  # what modules draw, such as dropout
+        draws = Draws(mixed_seed(seed, step, 6), size * all_parts, slots, fabric.device)
+        with ExitStack() as stack:
+            if fabric.world_size > 1 and number < len(parts) - 1:
+                stack.enter_context(fabric.no_backward_sync(module))
+            scalars = module(part, step, steps, draws)
+            fabric.backward(scalars["loss"] / len(parts))
+        add(scalars, len(parts))
+
+
+def _batches(
+    dataset: Dataset[Any], sampler: StepSampler, device: torch.device, workers: int, state: State
+) -> Iterator[dict[str, Tensor]]:
+    """The sampler's batches on their device; the time that the loop waits for them goes to `state.waited`."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+    asked = time.monotonic()
+    for batch in loader:
+        state.waited += time.monotonic() - asked
+        yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        asked = time.monotonic()
 
 
 def _optimiser(task: Any, settings: Optimiser) -> torch.optim.Optimizer:
@@ -233,12 +259,19 @@ def _seed(value: int, device: torch.device) -> None:
         torch.cuda.manual_seed(value)
 
 
-def _check_finite(state: State, name: str, optimiser: Optimiser, checkpoint: Path) -> None:
-    if not math.isfinite(state.sums.get("loss", 0.0)):
+def _agreed(fabric: Fabric, step: int, due: bool) -> bool:
+    """Whether all processes save now; their clocks differ, so one decides, and not at every step."""
+    if fabric.world_size == 1:
+        return due
+    return bool(fabric.broadcast(due)) if step % 10 == 0 else False
+
+
+def _check_loss(state: State, per_epoch: int, name: str, optimiser: Optimiser, checkpoint: Path) -> None:
+    mean = state.sums.get("loss", 0.0) / ((state.step - 1) % per_epoch + 1)
+    if not math.isfinite(mean) or mean > EXPLODED:
+        what = f"exploded (mean {mean:.3g})" if math.isfinite(mean) else "is not finite"
         kept = f"; {checkpoint} holds the last good state" if checkpoint.exists() else ""
-        raise UserError(
-            f"{name}: the loss is not finite by step {state.step}; lower optimiser.lr (now {optimiser.lr}){kept}"
-        )
+        raise UserError(f"{name}: the loss {what} by step {state.step}; lower optimiser.lr (now {optimiser.lr}){kept}")
 
 
 def _check_weights(task: nn.Module, state: State, name: str, optimiser: Optimiser) -> None:
@@ -249,72 +282,54 @@ def _check_weights(task: nn.Module, state: State, name: str, optimiser: Optimise
         )
 
 
-def _close_epoch(state: State, per_epoch: int, steps: int, lr: float, writer: SummaryWriter, name: str) -> None:
-    """Means over the epoch's steps go to the history, TensorBoard and the log."""
-    count = (state.step - 1) % per_epoch + 1
-    means = {key: value / count for key, value in state.sums.items()}
-    epoch = (state.step - 1) // per_epoch + 1
-    row = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 2), "lr": lr, **means}
-    state.history.append(row)
-    state.sums = {}
-    for key, value in {"lr": lr, **means}.items():
-        writer.add_scalar(f"train/{key}", value, state.step)
-    shown = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
-    epochs = math.ceil(steps / per_epoch)
-    log.info(
-        "%s: epoch %d/%d  step %d/%d  %s  %.0f s",
-        name,
-        epoch,
-        epochs,
-        state.step,
-        steps,
-        shown,
-        state.seconds,
-    )
+class _Progress:
+    """Sums of the scalars over an epoch, and where they are shown: history.csv, TensorBoard, the log, a bar."""
 
+    def __init__(self, fabric: Fabric, state: State, per_epoch: int, steps: int, folder: Path, name: str) -> None:
+        self.fabric, self.state, self.per_epoch, self.steps = fabric, state, per_epoch, steps
+        self.folder, self.name = folder, name
+        self.sums = {key: torch.tensor(value, device=fabric.device) for key, value in state.sums.items()}
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step) if state.is_writer else None
+        hidden = not (sys.stderr.isatty() and state.is_writer)
+        self.bar = tqdm(total=steps, initial=state.step, desc=name, unit="step", disable=hidden, leave=False)
 
-KEYS = {"fingerprint", "identity", "module", "optimiser", "state"}
+    def add(self, scalars: dict[str, Tensor], parts: int) -> None:
+        """Add the scalars of one of a step's parts."""
+        for key, value in scalars.items():
+            value = value.detach().float() / parts
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.bar.update(1 / parts)
 
+    def look(self) -> None:
+        """Bring the sums to the host, averaged over the processes."""
+        sums = self.sums
+        if self.fabric.world_size > 1:
+            sums = {key: self.fabric.all_reduce(value, reduce_op="mean") for key, value in sums.items()}
+        self.state.sums = {key: float(value) for key, value in sums.items()}
 
-class _Checkpoint:
-    """`checkpoint.pt`: tensors, optimiser and `State`, readable with weights_only."""
+    def close_epoch(self, lr: float, validate: Validate | None) -> None:
+        """Means over the epoch's steps and the validation's scores go to where they are shown."""
+        state = self.state
+        count, epoch = (state.step - 1) % self.per_epoch + 1, (state.step - 1) // self.per_epoch + 1
+        means = {key: value / count for key, value in state.sums.items()}
+        row = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 2), "lr": lr, **means}
+        row["waited"] = round(state.waited, 2)
+        state.history.append(row)
+        scores = validate(state) if validate and state.is_writer else {}
+        row.update(scores)
+        state.sums, self.sums, state.waited = {}, {}, 0.0
+        if self.writer is None:
+            return
+        for key, value in {"lr": lr, **means, **scores}.items():
+            self.writer.add_scalar(f"train/{key}", value, state.step)
+        with whole(self.folder / "history.csv") as temporary:
+            pd.DataFrame(state.history).to_csv(temporary, index=False)
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in {**means, **scores}.items())
+        place = f"epoch {epoch}/{math.ceil(self.steps / self.per_epoch)}  step {state.step}/{self.steps}"
+        log.info("%s: %s  %s  %.0f s", self.name, place, shown, state.seconds)
 
-    def __init__(self, path: Path, fingerprint: str, identity: dict[str, Any]) -> None:
-        self.path, self.fingerprint, self.identity = path, fingerprint, identity
-
-    def save(self, task: nn.Module, optim: torch.optim.Optimizer, state: State) -> None:
-        content = {
-            "fingerprint": self.fingerprint,
-            "identity": {key: str(value) for key, value in self.identity.items()},
-            "module": task.state_dict(),
-            "optimiser": optim.state_dict(),
-            "state": vars(state),
-        }
-        with whole(self.path) as temporary:
-            torch.save(content, temporary)
-
-    def load(self, task: nn.Module, optim: torch.optim.Optimizer, device: torch.device, replace: bool) -> State:
-        if not self.path.exists():
-            return State()
-        try:
-            content = torch.load(self.path, map_location=device, weights_only=True)
-            if not isinstance(content, dict) or not content.keys() >= KEYS:
-                raise ValueError("not a checkpoint of this program")
-            state = State(**content["state"])
-        except Exception as error:
-            if not replace:
-                raise UserError(f"{self.path}: damaged checkpoint; remove it to start this training anew") from error
-            log.warning("%s: damaged checkpoint, starting anew", self.path)
-            return State()
-        if content["fingerprint"] != self.fingerprint:
-            changed = [key for key, value in self.identity.items() if content["identity"].get(key) != str(value)]
-            if not replace:
-                raise UserError(
-                    f"{self.path}: belongs to a training with other {', '.join(changed) or 'settings'}; "
-                    "choose another --output or give --replace to start anew"
-                )
-            log.warning("%s: checkpoint of other %s dropped, starting anew", self.path, ", ".join(changed))
-            return State()
-        task.load_state_dict(content["module"])
-        optim.load_state_dict(content["optimiser"])
-        return state
+    def close(self) -> None:
+        """Close the bar and TensorBoard's file."""
+        self.bar.close()
+        if self.writer:
+            self.writer.close()

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
+from beco.sampling import Draws
 from beco.stage2.boundaries import Supervision, boundary_band, choose_classes, mix, partners, paste_mask
 
 CLASSES = 4
@@ -32,8 +33,12 @@ def flags(*rows: str) -> Tensor:
 ALL = flags(*["####"] * 4)
 
 
+def drawn_for(pictures: int, seed: int = 0) -> Draws:
+    return Draws(seed, pictures, list(range(pictures)), torch.device("cpu"))
+
+
 def chosen_sets(label: Tensor, trusted: Tensor, ignore_background: bool = True) -> list[set[int]]:
-    found = choose_classes(label[None], trusted[None], CLASSES, ignore_background)
+    found = choose_classes(label[None], trusted[None], CLASSES, ignore_background, torch.rand(1, CLASSES + 1))
     assert found.shape == (1, CLASSES + 1) and found.dtype == torch.bool
     return [set(found[0].nonzero().flatten().tolist())]
 
@@ -77,7 +82,9 @@ def test_candidates_at_the_limits(rows: list[str], trusted: Tensor, expected: se
     st.booleans(),
 )
 def test_ceil_of_half_of_the_candidates(label: np.ndarray, trusted: np.ndarray, ignore: bool) -> None:
-    found = choose_classes(torch.from_numpy(label), torch.from_numpy(trusted), CLASSES, ignore)
+    found = choose_classes(
+        torch.from_numpy(label), torch.from_numpy(trusted), CLASSES, ignore, torch.rand(2, CLASSES + 1)
+    )
     for one, seen, row in zip(label, trusted, found, strict=True):
         candidates = set(one[seen].tolist()) - {255} - ({0} if ignore else set())
         chosen = set(row.nonzero().flatten().tolist())
@@ -133,7 +140,7 @@ OFFLINE = (torch.stack([grid(*["0000"] * 4), grid(*["1111"] * 4)]), torch.stack(
 
 
 def pair(online: tuple[Tensor, Tensor], probability: float = 1.0, width: int = 1) -> Supervision:
-    return mix(IMAGES, OFFLINE, online, CLASSES, probability, True, width)
+    return mix(IMAGES, OFFLINE, online, CLASSES, probability, True, width, drawn_for(2))
 
 
 def test_a_pair_by_hand() -> None:
@@ -181,10 +188,9 @@ def test_mixed_pictures_switch_to_online_labels_even_if_nothing_is_pasted() -> N
 
 
 def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() -> None:
-    torch.manual_seed(0)
     online = (torch.full((400, 1, 1), 2), torch.ones(400, 1, 1, dtype=torch.bool))
     offline = (torch.zeros(400, 1, 1, dtype=torch.long), torch.zeros(400, 1, 1, dtype=torch.bool))
-    mixed = mix(torch.zeros(400, 3, 1, 1), offline, online, CLASSES, 0.3, True, 1).label.flatten() == 2
+    mixed = mix(torch.zeros(400, 3, 1, 1), offline, online, CLASSES, 0.3, True, 1, drawn_for(400)).label.flatten() == 2
     assert 0.2 < mixed.float().mean() < 0.4  # four standard deviations
     one, other = mixed[:200], mixed[200:]
     assert {(bool(a), bool(b)) for a, b in zip(one, other, strict=True)} == {
@@ -195,7 +201,7 @@ def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() ->
 def test_an_odd_batch_is_refused() -> None:
     three = (torch.zeros(3, 2, 2, dtype=torch.long), torch.ones(3, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="even"):
-        mix(torch.zeros(3, 3, 2, 2), three, three, CLASSES, 1, True, 1)
+        mix(torch.zeros(3, 3, 2, 2), three, three, CLASSES, 1, True, 1, drawn_for(3))
 
 
 # --- properties ---------------------------------------------------------------------------------------------
@@ -233,8 +239,7 @@ def slow_pixel(batch: dict[str, Any], found: Supervision, mixed: bool, at: tuple
 @given(batches(), st.integers(0, 1000))
 def test_every_pixel_comes_from_where_it_should(batch: dict[str, Any], seed: int) -> None:
     before = {key: [t.clone() for t in value] for key, value in batch.items() if key in ("offline", "online")}
-    torch.manual_seed(seed)
-    found = mix(**batch)
+    found = mix(**batch, draws=drawn_for(len(batch["images"]), seed))
     for i in range(len(found.images)):
         j = (i + len(found.images) // 2) % len(found.images)
         # `mixed` is not handed out: it has to be one of the two for the whole picture
@@ -279,7 +284,6 @@ def test_identical_pictures_stay_as_they_are(batch: dict[str, Any], seed: int) -
     twice = {key: value[:half].repeat(2, 1, 1, 1) for key, value in batch.items() if key == "images"}
     for key in ("offline", "online"):
         twice[key] = tuple(tensor[:half].repeat(2, 1, 1) for tensor in batch[key])
-    torch.manual_seed(seed)
-    found = mix(**{**batch, **twice, "probability": 1.0})
+    found = mix(**{**batch, **twice, "probability": 1.0}, draws=drawn_for(2 * half, seed))
     assert torch.equal(found.images, twice["images"])
     assert torch.equal(found.label, twice["online"][0]) and torch.equal(found.reliable, twice["online"][1])

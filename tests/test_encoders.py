@@ -1,26 +1,23 @@
-"""Backbones and their weights: every tensor of the file arrives, and what does not fit is refused in one line.
-
-And the segmentation network around a backbone.
-"""
+"""Backbones and their weights: every tensor of the file arrives, and what does not fit is refused in one line."""
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beco import encoders
-from beco.config import Encoder, Network
+from beco.config import Encoder
 from beco.errors import UserError
-from beco.stage2.networks import Segmenter, build
 
 TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
 
@@ -88,6 +85,75 @@ def test_a_table_within_a_table(tmp_path: Path, state: dict[str, Tensor], key: s
     assert torch.equal(loaded(tmp_path / "w.pth").state_dict()["bn1.running_mean"], state["bn1.running_mean"])
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.backbone.", "model.encoder."])
+def test_a_backbone_within_a_larger_network(
+    tmp_path: Path, state: dict[str, Tensor], key: str | None, prefix: str
+) -> None:
+    """Distributed training, classifiers and segmentation networks put names in front, and bring heads along."""
+    wrapped = {prefix + name: value for name, value in state.items()}
+    if prefix != "module.":
+        parent = prefix.removesuffix("backbone.").removesuffix("encoder.")
+        wrapped |= {f"{parent}decode_head.conv_seg.weight": torch.zeros(2), f"{parent}head.fc.bias": torch.ones(3)}
+    torch.save({key: wrapped, "meta": {"epoch": 100, "lr": [0.1]}} if key else wrapped, tmp_path / "w.pth")
+    found = loaded(tmp_path / "w.pth").state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+DEEP = {"channels": (8, 12, 16, 20), "stem_width": 8, "layers": (1, 2, 1, 1)}
+
+
+def mmcls_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names of a ResNetV1d changed to those of mmcls: one stem, and no place for a pooling in stage one."""
+    stem = {"conv1.0": "stem.0", "conv1.1": "stem.1", "conv1.3": "stem.3", "conv1.4": "stem.4", "conv1.6": "stem.6"}
+    stem |= {"bn1": "stem.7", "layer1.0.downsample.1": "layer1.0.downsample.0"}
+    stem |= {"layer1.0.downsample.2": "layer1.0.downsample.1", "fc": "head.fc"}
+    found = {}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition(".")
+        name = f"{stem.get(module, module)}.{leaf}"
+        found[name if name.startswith("head.") else f"backbone.{name}"] = value
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "resnet18d"])
+def test_resnets_of_mmcls(tmp_path: Path, name: str) -> None:
+    state = full_network(name, **DEEP).state_dict()
+    theirs = mmcls_names(state)
+    assert {"backbone.stem.7.running_mean", "backbone.layer2.0.downsample.1.weight", "head.fc.bias"} <= set(theirs)
+    if name == "resnet26d":  # bottlenecks widen in stage one as well
+        assert theirs["backbone.layer1.0.downsample.0.weight"].ndim == 4
+    torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "w.pth")
+    found = loaded(tmp_path / "w.pth", name=name, options=DEEP).state_dict()
+    assert set(found) == {key for key in state if not key.startswith("fc.")}
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+    # a plain stem is another network
+    assert "lacks" in refusal(tmp_path / "w.pth", name=name.rstrip("d"), options={**DEEP, "stem_width": 64})
+
+
+MIT = {"embed_dims": [8, 16, 24, 32], "num_heads": [1, 2, 3, 4], "depths": [1, 2, 1, 1]}
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_weights_of_segformers_encoder(tmp_path: Path, prefix: str) -> None:
+    settings = {"name": "mit_b2", "options": MIT}
+    torch.manual_seed(5)
+    source = encoders.create_backbone(encoder(**settings), 32).state_dict()
+    # as its authors name them
+    assert {"patch_embed1.proj.weight", "block2.1.attn.kv.bias", "block3.0.mlp.dwconv.dwconv.weight"} <= set(source)
+    torch.save({f"{prefix}{key}": value for key, value in source.items()} | {"head.weight": torch.zeros(9, 32)},
+               tmp_path / "mit_b2.pth")  # fmt: skip
+    chosen = encoder(tmp_path / "mit_b2.pth", **settings)
+    backbone = encoders.create_backbone(chosen, 32)
+    assert not torch.equal(backbone.state_dict()["block1.0.attn.q.weight"], source["block1.0.attn.q.weight"])
+    encoders.prepare_backbone(backbone, chosen)
+    assert all(torch.equal(value, source[key]) for key, value in backbone.state_dict().items())
+    with pytest.raises(UserError, match=r"mit_b2\.pth: lacks 20 tensors of the encoder, such as block1\.1\."):
+        encoders.prepare_backbone(
+            encoders.create_backbone(encoder(name="mit_b2", options={**MIT, "depths": [2, 2, 1, 1]}), 32), chosen
+        )
+
+
 def test_files_without_counters_of_batches(tmp_path: Path, state: dict[str, Tensor]) -> None:
     """Exports from other frameworks lack them; the count plays no part in inference."""
     rest = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -134,6 +200,19 @@ def test_weights_null_leaves_the_random_ones() -> None:
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     encoders.prepare_backbone(backbone, encoder())
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mit_b0", MIT), ("pvt_v2_b0", {}), ("convnext_atto", {}), ("mobilenetv3_small_050", {})]
+)
+def test_maps_are_where_strides_and_channels_say(name: str, options: dict[str, Any]) -> None:
+    backbone = encoders.create_backbone(encoder(name=name, options=options), 32).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, 64, 96))
+    assert encoders.feature_strides(backbone)[-4:] == [4, 8, 16, 32]
+    found = [feature.shape[1:] for feature in features]
+    strides, channels = encoders.feature_strides(backbone), encoders.feature_channels(backbone)
+    assert found == [(c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
@@ -254,20 +333,58 @@ def test_a_file_without_a_table_of_tensors(tmp_path: Path, content: Any) -> None
 
 
 def test_an_unknown_model_and_block_and_option() -> None:
-    assert "encoder.name: timm has no model `resnet1000`" in refusal("none.pth", name="resnet1000", options={})
+    for name in ("resnet1000", "resnet50.no_such_tag"):
+        assert f"encoder.name: timm has no model `{name}`" in refusal("none.pth", name=name, options={})
     message = refusal("none.pth", drop=["layer9.0"])
     assert "encoder.drop: `resnet10t` has no block `layer9.0`" in message and "layer4" in message
-    message = refusal("none.pth", options={"chanels": [8, 8, 8, 8]})
-    assert "encoder.options of `resnet10t`" in message and "chanels" in message
+    for name in ("resnet10t", "mit_b0"):
+        with pytest.raises(UserError, match=rf"encoder.options of `{name}`.*chanels") as caught:
+            encoders.create_backbone(encoder(name=name, options={"chanels": [8, 8, 8, 8]}), 32)
+        assert "\n" not in str(caught.value)
 
 
-def test_no_network_no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "stride", "message"),
+    [
+        ("mit_b0", 16, "output_stride: `mit_b0` cannot be dilated; set 32"),
+        ("pvt_v2_b0", 16, "output_stride: `pvt_v2_b0` cannot be dilated; set 32"),
+        ("resnet10t", 4, "encoder `resnet10t`: AssertionError; check encoder.options and output_stride"),
+        ("swin_tiny_patch4_window7_224", 32, "are no channels-first maps"),
+    ],
+)
+def test_encoders_that_cannot_do_it(name: str, stride: int, message: str) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match=re.escape(message)) as caught:
+        encoders.create_backbone(encoder(name=name, options={}), stride)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("resnet50", "model.safetensors of timm's `resnet50.a1_in1k`"),
+        ("resnet101d.ra2_in1k", "model.safetensors of timm's `resnet101d.ra2_in1k`"),
+        ("mit_b2", "mit_b2.pth of SegFormer's authors"),
+    ],
+)
+def test_no_network_no_imagenet(monkeypatch: pytest.MonkeyPatch, name: str, file: str) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"ImageNet weights of `resnet50` could not be downloaded \(ConnectionError\)"):
-        encoders.create_backbone(Encoder(weights="imagenet"), 16)
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", offline)
+    options = MIT if name == "mit_b2" else {}
+    with pytest.raises(UserError, match="could not be downloaded") as caught:
+        encoders.create_backbone(Encoder(name=name, weights="imagenet", options=options), 32)
+    message = str(caught.value)
+    assert message.startswith(
+        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded (ConnectionError)"
+    )
+    assert file in message and "set encoder.weights to its path" in message and "\n" not in message
+
+
+def test_imagenet_without_published_weights() -> None:
+    with pytest.raises(UserError, match="timm has no ImageNet weights of `cspresnet50d`; name a file or set null"):
+        encoders.create_backbone(Encoder(name="cspresnet50d", weights="imagenet"), 32)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x10\0\0\0\0\0\0\0{"])
@@ -277,45 +394,3 @@ def test_own_files_missing_or_damaged(tmp_path: Path, content: bytes | None) -> 
         path.write_bytes(content)
     with pytest.raises(UserError, match="no such file; run" if content is None else "not readable as safetensors"):
         encoders.load_network(path)
-
-
-# --- the network around a backbone --------------------------------------------------------------------------
-
-NETWORK = Network(encoder=encoder(), decoder_channels=8, atrous_rates=(1, 2, 3))
-
-
-@pytest.mark.parametrize(("size", "stride"), [((64, 48), 16), ((65, 47), 16), ((65, 47), 8), ((33, 70), 16)])
-def test_logits_have_the_size_of_the_pictures(size: tuple[int, int], stride: int) -> None:
-    network = Segmenter(NETWORK.model_copy(update={"output_stride": stride}), 5).eval()
-    images = torch.rand(2, 3, *size)
-    logits = network(images)
-    assert logits.shape == (2, 6, *size) and logits.dtype == torch.float32
-    deepest = network.backbone(torch.rand(1, 3, 64, 96))[-1]
-    assert deepest.shape[-2:] == (64 // stride, 96 // stride)
-    # as if the picture went on in the mean colour, to the next multiple of the stride
-    height, width = (math.ceil(side / stride) * stride for side in size)
-    framed = torch.tensor(NETWORK.encoder.mean).view(1, 3, 1, 1).repeat(2, 1, height, width)
-    framed[..., : size[0], : size[1]] = images
-    assert torch.allclose(network(framed)[..., : size[0], : size[1]], logits, atol=1e-5)
-
-
-def test_a_class_more_is_one_output_more() -> None:
-    count = {classes: sum(p.numel() for p in Segmenter(NETWORK, classes).parameters()) for classes in (3, 4)}
-    assert count[3] == 66108 and count[4] - count[3] == NETWORK.decoder_channels + 1
-
-
-def test_the_encoders_mean_and_deviation_are_applied() -> None:
-    own = NETWORK.encoder.model_copy(update={"mean": (0.5, 0.25, 0), "std": (0.5, 2, 1)})
-    torch.manual_seed(0)
-    network = Segmenter(NETWORK.model_copy(update={"encoder": own}), 3).eval()
-    images = torch.rand(1, 3, 32, 32)
-    by_hand = (images - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor([0.5, 2, 1]).view(3, 1, 1)
-    assert torch.allclose(network.normalise(images), by_hand, atol=1e-6)
-    assert not any("mean" in key and "normalise" in key for key in network.state_dict())
-
-
-def test_an_encoder_that_cannot_be_built_is_one_line() -> None:
-    for wrong in ({"name": "resnet1000"}, {"name": "resnet10t", "options": {"chanels": 3}}):
-        with pytest.raises(UserError, match=r"networks: encoder `resnet1.* cannot be built") as caught:
-            build(Network(encoder=Encoder.model_validate(wrong)), 3)
-        assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -24,9 +25,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from beco import engine
+from beco.checkpoint import State
 from beco.config import Optimiser, Schedule
-from beco.engine import Compute, State, StepSampler, fit, mixed_seed, poly_lr, total_steps
+from beco.engine import Compute, fit, poly_lr, total_steps
 from beco.errors import UserError
+from beco.sampling import Draws, StepSampler, mixed_seed
 
 PICTURES, BATCH, STEPS = 10, 3, 11  # three steps an epoch, one picture left over; the last epoch is cut short
 OPTIMISERS = {name: Optimiser(name=name, lr=0.02, head_lr_factor=3, min_lr=1e-3) for name in ("sgd", "adamw")}
@@ -60,11 +63,14 @@ class Tiny(nn.Module):
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         return [(list(self.encoder.parameters()), False), (list(self.head.parameters()), True)]
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         assert steps > step
         if self.harm:
             self.harm(step)
-        images = batch["image"] * (0.5 + torch.rand(len(batch["image"]), 1, 1, 1))
+        images = batch["image"] * (0.5 + draws.uniform(1, 1, 1))
         loss = F.cross_entropy(self.head(self.encoder(images)).float(), batch["label"])
         self.losses.append(loss.item())
         return {"loss": loss, "twice": 2 * loss.detach()}
@@ -98,7 +104,7 @@ def assert_same_run(task: Tiny, folder: Path, whole: Tiny, whole_folder: Path) -
     """Every tensor to the bit, and the history but for the clock."""
     for key, value in whole.state_dict().items():
         assert torch.equal(task.state_dict()[key], value), key
-    tables = [pd.read_csv(path / "history.csv").drop(columns="seconds") for path in (folder, whole_folder)]
+    tables = [pd.read_csv(path / "history.csv").drop(columns=["seconds", "waited"]) for path in (folder, whole_folder)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
@@ -179,7 +185,10 @@ class Constant(nn.Module):
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         return [([self.encoder], False), ([self.head], True)]
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         return {"loss": self.encoder + self.head}
 
 
@@ -349,19 +358,19 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 class Poisoned(Tiny):
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, factor: float) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.factor = step, factor
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
-        scalars = super().forward(batch, step, steps)
-        return scalars | {"loss": scalars["loss"] * (float("nan") if step >= self.step else 1)}
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
+        scalars = super().forward(batch, step, steps, draws)
+        return scalars | {"loss": scalars["loss"] * (self.factor if step >= self.step else 1)}
 
 
-def diverge(folder: Path, step: int) -> str:
+def diverge(folder: Path, step: int, factor: float = math.nan) -> str:
     schedule, optimiser = Schedule(steps=STEPS, batch_size=BATCH), OPTIMISERS["sgd"]
     with pytest.raises(UserError) as caught:
-        fit(Poisoned(step), Squares(), schedule, optimiser, 1, folder, {}, Compute("cpu"), "tiny")
+        fit(Poisoned(step, factor), Squares(), schedule, optimiser, 1, folder, {}, Compute("cpu"), "tiny")
     return str(caught.value)
 
 
@@ -374,6 +383,12 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(value.isfinite().all() for value in kept["module"].values())
     monkeypatch.setattr(engine, "CHECK_EVERY", 2)
     assert "by step 8" in diverge(tmp_path, 7)  # also within an epoch, and from the checkpoint on
+
+
+def test_a_loss_that_explodes(tmp_path: Path) -> None:
+    message = diverge(tmp_path, 7, 1e9)
+    assert "the loss exploded (mean " in message and "by step 9; lower optimiser.lr" in message
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 6
 
 
 def test_divergence_before_the_first_checkpoint_promises_none(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from beco.config import InferenceCrf, Prediction
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
 from beco.evaluation.evaluate import evaluate_labels, evaluate_predictions
-from beco.evaluation.gallery import error_index, worst_first
+from beco.evaluation.gallery import error_index, unsqueezed, worst_first
 from beco.evaluation.report import summary, write_report
-from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, write_tables
+from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table, write_tables
 from beco.files import read_json, write_json
 from beco.store import create
 
@@ -211,7 +212,7 @@ def test_tables_of_nothing(tmp_path: Path) -> None:
     write_tables([], [], None, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
-        f"{name}.{kind}" for name in ("recipes", "pseudo_labels", "classifier") for kind in ("csv", "md")
+        f"{name}.{kind}" for name in ("recipes", "differences", "pseudo_labels", "classifier") for kind in ("csv", "md")
     } | {
         "per_class.csv",
         "runs.csv",
@@ -228,9 +229,45 @@ def test_numbers_in_words() -> None:
     assert percent(0.12345) == "12.3" and percent(None) == percent(float("nan")) == "–"
     assert percent(-0.05, signed=True) == "−5.0" and percent(0.05, signed=True) == "+5.0"
     assert mean_std(0.5, float("nan")) == "50.0"
-    assert protocol_text({"scales": [1.0], "flip": False, "resize": 512, "networks": "first", "crf": False}) == (
-        "scale 1, no flip, long side 512 px, first network, no crf"
+
+
+def test_protocols_in_words() -> None:
+    old = {"scales": [1.0], "flip": False, "resize": 512, "networks": "first"}  # as metrics.json once kept it
+    assert protocol_text(old) == "scale 1, no flip, long side 512 px, first network"
+    plain = Prediction().model_dump(mode="json")
+    assert protocol_text(plain, "last") == (
+        "scale 1, no flip, logits averaged, own size, all networks, no CRF, last epoch"
     )
+    assert protocol_text(plain | {"networks": "first"}) == "scale 1, no flip, own size, first network, no CRF"
+    chosen = Prediction(
+        scales=[0.5, 1],
+        flip=True,
+        merge="max",
+        squeeze=512,
+        crf=InferenceCrf(image="official-code", minimum_mass=0.01, backend="torch"),
+    ).model_dump(mode="json")
+    assert protocol_text(chosen, "best") == (
+        "scales 0.5+1, flip, max over scales, squeezed to 512×512, all networks, "
+        "CRF (picture as in the official code, classes up to 0.01 left out), best epoch on val"
+    )
+    for merge, scales, said in (("max", [1.0], "logits averaged"), ("softmax", [1.0], "softmax averaged")):
+        assert said in protocol_text(plain | {"merge": merge, "scales": scales, "crf": InferenceCrf().model_dump()})
+    assert protocol_text(plain | {"crf": InferenceCrf().model_dump()}).endswith("all networks, CRF")
+
+
+def test_the_epoch_is_part_of_the_protocol(tmp_path: Path) -> None:
+    run = Run("beco", 0, "crf", tmp_path)
+    write_metrics(tmp_path, 0.5, 0.25)
+    assert run_table([run])["protocol"].item() == "scales 1+0.5, flip, own size, all networks"
+    write_json(tmp_path / "training.json", {"settings": {"choose": "best"}})
+    assert run_table([run])["protocol"].item().endswith("all networks, best epoch on val")
+
+
+def test_squeezed_predictions_are_shown_at_the_pictures_shape() -> None:
+    label = np.repeat(np.array([[1], [2]], np.uint8), 2, axis=1)
+    assert unsqueezed(label, (4, 6)).tolist() == [[1] * 6] * 2 + [[2] * 6] * 2
+    assert unsqueezed(label, (2, 2)) is label
+    assert unsqueezed(np.zeros((512, 512), np.uint8), (192, 256)).shape == (192, 256)
 
 
 # --- summary ------------------------------------------------------------------------------------------------

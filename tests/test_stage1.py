@@ -25,6 +25,7 @@ from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
 from beco.shards import shard_ids
+from beco.sampling import Draws
 from beco.stage1 import cam, classifier, labels
 from beco.stage1.classifier import CamNetwork, ClassifierTask
 from beco.store import Store
@@ -316,9 +317,9 @@ def test_a_task_learns_colours() -> None:
     noise = torch.randint(0, 40, (16, 3, 32, 32), generator=generator)
     image = (noise + 200 * target[:, :, None, None]).to(torch.uint8)
     optimiser = torch.optim.AdamW(task.parameters(), lr=0.01)
-    losses = []
+    losses, draws = [], Draws(0, 16, list(range(16)), torch.device("cpu"))
     for step in range(40):
-        loss = task({"image": image, "target": target}, step, 40)["loss"]
+        loss = task({"image": image, "target": target}, step, 40, draws)["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

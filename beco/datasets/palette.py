@@ -39,18 +39,21 @@ def write_index_png(path: Path | str, label: NDArray[np.uint8]) -> None:
         picture.save(temporary, format="PNG", optimize=False)
 
 
-def read_index_png(path: Path | str) -> NDArray[np.uint8]:
+def read_index_png(path: Path | str, modes: tuple[str, ...] = ("P", "L")) -> NDArray[np.uint8]:
     """Read an index PNG (palette, or 8-bit grey) as (H, W) uint8 label values.
 
-    Raises `UserError` if the file is missing, damaged, or holds colours instead of label values.
+    Raises `UserError` if the file is missing, damaged, or of none of Pillow's `modes`, such as one that holds colours
+    instead of label values.
     """
     try:
         with Image.open(path) as picture:
             mode = picture.mode
-            if mode in ("P", "L"):
+            if mode in modes:
                 return np.array(picture, dtype=np.uint8)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such mask; copy it there or take its picture off the list") from error
     except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+    if mode == "L":
+        raise UserError(f"{path}: is a grey PNG, not one with a palette; write it again, as `beco predict` does")
     raise UserError(f"{path}: holds colours (mode {mode}), not label values; save masks as palette or 8-bit grey PNG")

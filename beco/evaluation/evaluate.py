@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from beco.datasets.manifest import Manifest
@@ -37,17 +38,20 @@ def evaluate_predictions(
 
     Writes `metrics.json`, `per_class.csv` and `per_image.csv` into `output`, and returns what
     `metrics.json` holds: `Scorer.result`, `border_error` (see `metrics.border_table`), and `protocol`,
-    which says how the predictions were made and is printed beside every number. Without masks the numbers
-    are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
+    which says how the predictions were made and is printed beside every number. If it has `squeeze`, the
+    predictions are squares of that side, and the truth is squeezed to them (`squeezed`). Without masks the
+    numbers are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
     size, or with an unknown label value.
     """
-    measured = manifest.with_masks()
+    measured, side = manifest.with_masks(), protocol.get("squeeze")
 
     def one(image_id: str) -> tuple[Counts, np.ndarray]:
         path = predictions / f"{image_id}.png"
         if not path.is_file():
             raise UserError(f"{path}: no such prediction; run `beco predict` on this split first")
         prediction, truth = read_index_png(path), manifest.mask(image_id)
+        if side:
+            truth = squeezed(truth, side)
         counts = count(prediction, truth, len(manifest.classes) + 1, image_id)
         return counts, count_border(prediction, truth)
 
@@ -56,6 +60,14 @@ def evaluate_predictions(
         scorer.merge(image_id, counts)
         border += near
     return _write(manifest, scorer, border, protocol, {}, output)
+
+
+def squeezed(label: np.ndarray, side: int) -> np.ndarray:
+    """(H, W) uint8 label map to (side, side): the pixel under the centre of each new one, whatever the aspect.
+
+    BECO validates during training on such squares, with truth and picture squeezed alike.
+    """
+    return np.asarray(Image.fromarray(label).resize((side, side), Image.Resampling.NEAREST))
 
 
 def evaluate_labels(

@@ -82,7 +82,7 @@ def val_rows(manifest: Manifest, runs: list[Run], limit: int) -> list[Row]:
         truth = _truth(manifest, image_id)
         columns = [_picture_column(picture, truth, image_id)]
         for name, run in first.items():
-            prediction = shrink(read_index_png(run.folder / "predictions" / f"{image_id}.png"))
+            prediction = unsqueezed(read_index_png(run.folder / "predictions" / f"{image_id}.png"), picture.shape[:2])
             caption = _scored(name, scores[name], image_id)
             tiles = [picture_tile(overlay(picture, prediction), caption, f"prediction of {name}")]
             if truth is not None:
@@ -212,6 +212,14 @@ def shrink(array: np.ndarray) -> np.ndarray:
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
     method = Image.Resampling.LANCZOS if array.ndim == 3 else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(array).resize(size, method, reducing_gap=2.0))
+
+
+def unsqueezed(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`shrink` of an (H, W) label map, or, of one in another shape than its picture (height, width), to that one."""
+    small = shrink(label)
+    if small.shape == size:
+        return small
+    return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 # --- painting -----------------------------------------------------------------------------------------------

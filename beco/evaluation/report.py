@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
-from beco.evaluation import figures, tables
+from beco.evaluation import differences, figures, tables
 from beco.evaluation.gallery import ERRORS, train_rows, val_rows
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import whole
@@ -86,7 +86,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
-    environment.globals |= {"mean_std": mean_std, "errors": ERRORS}
+    environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "errors": ERRORS}
     return environment
 
 
@@ -114,6 +114,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any
     }
     return {
         "recipes": recipes.to_dict("records"),
+        "differences": differences.difference_table(run_table, tables.RUN_NUMBERS).to_dict("records"),
         "labels": [{**row, "best": _best_on(recipes, row["labels"])} for row in labels.to_dict("records")],
         "class_table": classes,
         "figures": {name: Markup(plot) if plot else None for name, plot in plots.items()},
@@ -157,7 +158,7 @@ def _experiments(runs: list[Run], output: Path) -> list[dict[str, Any]]:
                 "seed": run.seed,
                 "labels": run.labels,
                 "metrics": metrics,
-                "protocol": tables.protocol_text(metrics.get("protocol", {})),
+                "protocol": tables.run_protocol(run),
                 "settings": _yaml(run.training()),
                 "files": _links(run.folder, RUN_FILES, output),
             }

@@ -5,7 +5,7 @@ CSV files hold shares from 0 to 1 and empty fields where no number exists; Markd
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from beco.errors import UserError
+from beco.evaluation.differences import difference_table
 from beco.files import read_json, whole
 
 
@@ -78,7 +79,7 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
                 "seed": run.seed,
                 "labels": run.labels,
                 **{key: metrics.get(key) for key in RUN_NUMBERS},
-                "protocol": protocol_text(metrics.get("protocol", {})),
+                "protocol": run_protocol(run),
                 "split": metrics.get("split"),
                 "pictures": metrics.get("pictures"),
                 **{key: training.get(key) for key in ("seconds", "device", "commit")},
@@ -206,23 +207,66 @@ def read_csv(path: Path) -> pd.DataFrame:
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def protocol_text(protocol: dict[str, Any]) -> str:
-    """A protocol in few words: `scale 1, no flip, own size, all networks`; other keys as `key value`."""
-    return ", ".join(_protocol_part(key, value) for key, value in protocol.items())
+def run_protocol(run: Run) -> str:
+    """How the numbers of a run came about: its inference, and which of its epochs was measured."""
+    return protocol_text(run.metrics().get("protocol", {}), run.training().get("settings", {}).get("choose"))
 
 
-def _protocol_part(key: str, value: Any) -> str:
+def protocol_text(protocol: dict[str, Any], choose: str | None = None) -> str:
+    """A protocol in few words: `scale 1, no flip, own size, all networks, no CRF, last epoch`.
+
+    `protocol` is what `metrics.json` keeps of the settings of the prediction, which may be fewer in older files; keys
+    that are not known come as `key value`. `choose` is `training.choose`; None says nothing about the epoch.
+    """
+    parts = [_protocol_part(key, value, protocol) for key, value in protocol.items()]
+    if choose is not None:
+        parts.append({"last": "last epoch", "best": "best epoch on val"}.get(choose, f"epoch: {choose}"))
+    return ", ".join(part for part in parts if part)
+
+
+def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
+    """What one key says; empty if it says nothing beside the others."""
     if key == "scales" and isinstance(value, list):
         return f"scale{'s' if len(value) > 1 else ''} " + "+".join(f"{scale:g}" for scale in value)
     if key == "flip":
         return "flip" if value else "no flip"
+    if key == "merge":
+        return _merge_part(value, protocol)
     if key == "resize":
-        return "own size" if value is None else f"long side {value} px"
+        return f"long side {value} px" if value else "" if protocol.get("squeeze") else "own size"
+    if key == "squeeze":
+        return f"squeezed to {value}×{value}" if value else ""
     if key == "networks":
         return f"{value} network{'s' if value == 'all' else ''}"
+    if key == "crf":
+        return _crf_part(value)
+    if key in UNNAMED:
+        return ""
     if isinstance(value, bool):
         return key if value else f"no {key}"
     return f"{key} {value}"
+
+
+UNNAMED = ("batch_size",)  # changes no number
+
+
+def _merge_part(merge: str, protocol: dict[str, Any]) -> str:
+    """How several views became one; nothing where there is a single one."""
+    scales = len(protocol.get("scales", []))
+    if scales < 2 and not protocol.get("flip") and protocol.get("networks") == "first":
+        return ""
+    if merge == "max" and scales > 1:
+        return "max over scales"
+    return "softmax averaged" if merge == "softmax" else "logits averaged"
+
+
+def _crf_part(crf: dict[str, Any] | None) -> str:
+    if not crf:
+        return "no CRF"
+    details = ["picture as in the official code"] if crf.get("image") == "official-code" else []
+    if crf.get("minimum_mass"):
+        details.append(f"classes up to {crf['minimum_mass']:g} left out")
+    return f"CRF ({', '.join(details)})" if details else "CRF"
 
 
 def percent(value: float | None, signed: bool = False) -> str:
@@ -237,6 +281,12 @@ def mean_std(mean: float, std: float) -> str:
     return percent(mean) if pd.isna(std) else f"{percent(mean)} ± {percent(std)}"
 
 
+def spread(row: Mapping[Any, Any], name: str) -> str:
+    """A number of `difference_table` in percentage points: `+1.2 (−0.3 to +2.7)`, the interval in brackets."""
+    mean, low, high = (percent(row[key], signed=True) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{mean} ({low} to {high})"
+
+
 def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
@@ -247,19 +297,22 @@ def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def write_tables(runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path) -> None:
-    """Write every table into `output`: recipes, pseudo_labels and classifier (.csv, .md), per_class.csv,
-    runs.csv.
+    """Write every table into `output`: recipes, differences, pseudo_labels and classifier (.csv, .md),
+    per_class.csv, runs.csv.
     """
     recipes, labels = recipe_table(runs, label_sources), label_table(label_sources)
-    ap = classifier_table(classifier)
+    every, ap = run_table(runs), classifier_table(classifier)
+    differences = difference_table(every, RUN_NUMBERS)
     _csv(recipes, output / "recipes.csv")
     _text(_recipes_markdown(recipes), output / "recipes.md")
+    _csv(differences, output / "differences.csv")
+    _text(_differences_markdown(differences), output / "differences.md")
     _csv(labels, output / "pseudo_labels.csv")
     _text(_labels_markdown(labels), output / "pseudo_labels.md")
     _csv(class_table(runs, label_sources), output / "per_class.csv")
     _csv(ap, output / "classifier.csv")
     _text(_classifier_markdown(ap), output / "classifier.md")
-    _csv(run_table(runs), output / "runs.csv")
+    _csv(every, output / "runs.csv")
 
 
 def _recipes_markdown(recipes: pd.DataFrame) -> str:
@@ -272,6 +325,20 @@ def _recipes_markdown(recipes: pd.DataFrame) -> str:
             *(percent(row["difference"], signed=True), row["protocol"]),
         ]
         for row in recipes.to_dict("records")
+    ]
+    return markdown(header, rows)
+
+
+def _differences_markdown(differences: pd.DataFrame) -> str:
+    header = ["difference", "labels", "seeds", "mIoU (points)", "boundary IoU (points)", "pixel accuracy (points)"]
+    rows = [
+        [
+            f"{row['experiment']} − {row['minus']}",
+            row["labels"],
+            row["seeds"],
+            *(spread(row, name) for name in RUN_NUMBERS),
+        ]
+        for row in differences.to_dict("records")
     ]
     return markdown(header, rows)
 

@@ -4,7 +4,7 @@ from beco.schema.base import Section, nearest
 from beco.schema.dataset import Dataset, Shapes
 from beco.schema.networks import Encoder, Network
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
-from beco.schema.stage1 import Cam, Classifier, Crf, Labels
+from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels
 from beco.schema.stage2 import InferenceCrf, Mix, Prediction, Training
 from beco.schema.whole import Compute, Config, Experiment, Shards
 
@@ -19,7 +19,9 @@ __all__ = [
     "Dataset",
     "Encoder",
     "Experiment",
+    "Import",
     "InferenceCrf",
+    "Irn",
     "Labels",
     "Mix",
     "Network",

@@ -50,11 +50,40 @@ class Crf(Section):
     bilateral_compat: Positive = Field(10.0, description="weight of the appearance kernel")
 
 
+class Irn(Section):
+    """Inter-pixel relation network and its semantic random walk (Ahn et al. 2019), with their code's values."""
+
+    crop: Crop = Field(default_factory=lambda: Crop(scales=[0.5, 1.0, 1.5]), description="weak augmentation")
+    schedule: Schedule = Field(
+        default_factory=lambda: Schedule(epochs=3, batch_size=32), description="length and batch"
+    )
+    optimiser: ClassifierOptimiser = Field(default_factory=ClassifierOptimiser, description="optimiser")
+    radius: Count = Field(10, description="distance of the pixel pairs that training compares, at stride 4")
+    walk_radius: Count = Field(5, description="distance of the steps of the random walk, at stride 4")
+    beta: Positive = Field(10.0, description="power to which affinities are raised before the walk")
+    squarings: Count = Field(8, description="the walk takes 2^squarings steps (code: exp_times)")
+    resize: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="long side of the picture for the walk, pixels; null: the picture's own size"
+    )
+    seed: int = Field(0, ge=0, description="seed of initialisation and augmentation")
+
+
+class Import(Section):
+    """Pseudo-labels that another program made, see `beco import-labels`."""
+
+    path: str = Field(description="the folder of its files")
+    format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")
+
+
 class Labels(Section):
     """A stage-one recipe: from CAMs to pseudo-labels with confidence."""
 
-    refine: Literal["none", "crf"] = Field("crf", description="none: threshold the CAMs; crf: IRN's two CRF runs")
-    background: Fraction = Field(0.15, description="score of the background plane (refine: none)")
+    refine: Literal["none", "crf", "irn", "import"] = Field(
+        "crf", description="none: threshold the CAMs; crf: IRN's two CRF runs; irn: its random walk; import: see source"
+    )
+    background: Fraction = Field(
+        0.15, description="score of the background plane (refine: none; irn, where 0.25 is published)"
+    )
     foreground_threshold: Fraction = Field(
         0.30, description="background score in the run whose foreground is believed (refine: crf)"
     )
@@ -62,9 +91,13 @@ class Labels(Section):
         0.05, description="background score in the run whose background is believed (refine: crf)"
     )
     crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
+    irn: Irn = Field(default_factory=Irn, description="training and random walk (refine: irn)")
+    source: Import | None = Field(None, description="what to import (refine: import)")
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> Labels:
-        if self.refine == "crf" and self.foreground_threshold <= self.background_threshold:
+        if self.refine == "import" and self.source is None:
+            raise ValueError("refine: import needs a source, such as source: {path: pseudo_masks}")
+        if self.refine in ("crf", "irn") and self.foreground_threshold <= self.background_threshold:
             raise ValueError("foreground_threshold must exceed background_threshold")
         return self

@@ -39,7 +39,7 @@ class Training(Section):
     )
     loss_mean: Literal["all", "labelled"] = Field(
         "all",
-        description="mean of the label terms over all pixels of the batch (official code) or those with weight",
+        description="mean of each loss term over all pixels of the batch (official code) or those that it applies to",
     )
     peer_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the peer loss (co-training)")
     peer_start: Fraction = Field(0.0, description="share of the steps after which the peer loss is on; published: 0")

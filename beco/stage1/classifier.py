@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from beco import encoders
-from beco.augment import ClassifierPictures, Normalise, StrongColour, unit_range
+from beco.augment import ClassifierPictures, Normalise, unit_range
 from beco.batches import size_batches
+from beco.colour import StrongColour
 from beco.config import Classifier as Settings
 from beco.config import Encoder
 from beco.datasets.manifest import Manifest
-from beco.engine import Compute, choose_device, fit, mixed_seed
+from beco.engine import Compute, choose_device, fit
 from beco.files import file_hash, write_json
+from beco.sampling import Draws, mixed_seed
 
 log = logging.getLogger("beco")
 
@@ -53,7 +55,7 @@ class ClassifierTask(nn.Module):
     def __init__(self, network: CamNetwork, colour: bool) -> None:
         super().__init__()
         self.network = network
-        self.colour = StrongColour() if colour else nn.Identity()
+        self.colour = StrongColour() if colour else None
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         return [
@@ -61,8 +63,12 @@ class ClassifierTask(nn.Module):
             (list(self.network.head.parameters()), True),
         ]
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
-        logits = self.network(self.colour(unit_range(batch["image"])))
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
+        images = unit_range(batch["image"])
+        logits = self.network(self.colour(images, draws) if self.colour else images)
         return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["target"])}
 
 
@@ -97,6 +103,8 @@ def train(
         "classifier",
         replace,
     )
+    if not state.is_writer:
+        return
     scores = evaluate(network, manifest.split(val_split), settings, compute)
     log.info("classifier: mAP %.3f on %s", scores["map"], val_split)
     metadata = {

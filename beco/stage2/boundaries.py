@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beco.sampling import Draws
+
 
 @dataclass(frozen=True)
 class Supervision:
@@ -31,19 +33,18 @@ def partners(tensor: Tensor) -> Tensor:
     return tensor.roll(len(tensor) // 2, 0)
 
 
-def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_background: bool) -> Tensor:
+def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_background: bool, draws: Tensor) -> Tensor:
     """Half of the classes, rounded up, that each picture shows on its trusted pixels, drawn at random.
 
-    `label` (B, H, W) int64, `trusted` (B, H, W) bool -> (B, classes + 1) bool by label value. Pixels labelled 255
-    count for nothing.
+    `label` (B, H, W) int64, `trusted` (B, H, W) bool, `draws` (B, classes + 1) in [0, 1), the highest of which win
+    -> (B, classes + 1) bool by label value. Pixels labelled 255 count for nothing.
     """
     counted = torch.where(trusted & (label <= classes), label, classes + 1).flatten(1)
     present = torch.zeros(len(label), classes + 2, device=label.device).scatter_(1, counted, 1.0)
     present = present[:, : classes + 1].bool()
     if ignore_background:
         present[:, 0] = False
-    draws = torch.rand(present.shape, device=label.device).masked_fill(~present, -1.0)
-    rank = draws.argsort(1, descending=True).argsort(1)
+    rank = draws.masked_fill(~present, -1.0).argsort(1, descending=True).argsort(1)
     return present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
 
 
@@ -73,6 +74,7 @@ def mix(
     probability: float,
     ignore_background: bool,
     band_width: int,
+    draws: Draws,
 ) -> Supervision:
     """Class-mix by pairs.
 
@@ -85,8 +87,9 @@ def mix(
         raise ValueError("pairs need an even batch")
     label, trusted = online
     donor_label, donor_trusted = partners(label), partners(trusted)
-    chosen = choose_classes(donor_label, donor_trusted, classes, ignore_background)
-    mixed = (torch.rand(len(images), device=images.device) < probability).view(-1, 1, 1)
+    chances, order = draws.uniform(), draws.uniform(classes + 1)
+    chosen = choose_classes(donor_label, donor_trusted, classes, ignore_background, order)
+    mixed = (chances < probability).view(-1, 1, 1)
     pasted = paste_mask(donor_label, donor_trusted, chosen) & mixed
     return Supervision(
         images=torch.where(pasted.unsqueeze(1), partners(images), images),

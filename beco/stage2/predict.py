@@ -1,26 +1,38 @@
-"""Inference: pictures to label maps at the pictures' own sizes."""
+"""Inference: pictures to label maps at the pictures' own sizes, or at the size of a squeezing protocol.
+
+A picture's logits live on the device for as long as its batch does; what leaves it is a label map, or with a CRF the
+softmax of a few pictures at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beco.batches import size_batches
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
-from beco.datasets.palette import write_index_png
 from beco.engine import Compute, choose_device
 from beco.errors import UserError
 from beco.files import whole
-from beco.stage2.networks import Segmenter
+from beco.stage2.outputs import Outputs
 from beco.stage2.train import load
+
+MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
 
 
 def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: Compute, output: Path) -> None:
-    """Write a palette PNG per picture of `manifest` (one split) into the folder `output`."""
+    """Write a palette PNG per picture of `manifest` (one split) into the folder `output`, which appears whole.
+
+    A PNG has its picture's size, or `settings.squeeze` squared. Neither `compute` nor `settings.batch_size` changes a
+    label, but for what the last bits of a network's logits, which may depend on the size of a batch, can do to a tie.
+    Raises `UserError` if the networks were trained for other classes, or for a picture that cannot be read.
+    """
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
     members, classes = load(networks)
@@ -28,28 +40,110 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
         raise UserError(f"{networks}: trained for other classes than the manifest's; train again")
     chosen = members[:1] if settings.networks == "first" else members
     chosen = [network.to(device).to(memory_format=torch.channels_last) for network in chosen]
+    batches = size_batches(
+        manifest,
+        manifest.ids,
+        settings.resize,
+        settings.batch_size,
+        "prediction",
+        squeeze=settings.squeeze,
+        most_pixels=most_pixels(settings.scales, len(classes) + 1),
+        threads=compute.threads,
+    )
     with whole(output) as folder:
         folder.mkdir()
-        for ids, images in size_batches(manifest, manifest.ids, settings.resize, settings.batch_size, "prediction"):
-            logits = mean_logits(chosen, images.to(device), settings, manifest.size(ids[0]))
-            for image_id, label in zip(ids, logits.argmax(1).to(torch.uint8).cpu().numpy(), strict=True):
-                write_index_png(folder / f"{image_id}.png", label)
+        with Outputs(folder, settings.crf, compute.threads) as outputs:
+            for ids, images in batches:
+                fed = (images.shape[-2], images.shape[-1])
+                scores = merged_scores(chosen, images.to(device), settings, fed)
+                for image_id, image, score in zip(ids, images, scores, strict=True):
+                    size = fed if settings.squeeze else manifest.size(image_id)
+                    score = _at_size(score[None], size)[0]
+                    if settings.crf is None:
+                        outputs.write(image_id, score.argmax(0).to(torch.uint8).cpu().numpy())
+                    else:
+                        picture = as_bytes(image) if size == fed else manifest.image(image_id)
+                        _refine(outputs, image_id, picture, score, settings)
+                if device.type == "cpu":  # networks and CRF would fight for the same cores
+                    outputs.wait()
+
+
+def most_pixels(scales: Sequence[float], channels: int) -> int:
+    """Pixels (B·h·w) of the pictures of a batch whose logits, at the largest scale, take `MOST_BYTES`."""
+    return int(MOST_BYTES / (4 * channels * max(1.0, *scales) ** 2))
 
 
 @torch.inference_mode()
-def mean_logits(networks: list[Segmenter], images: Tensor, settings: Prediction, size: tuple[int, int]) -> Tensor:
-    """Logits averaged over networks, scales and flips: (B, 3, h, w) in [0, 1] -> (B, K+1, *size) float32."""
-    height, width = images.shape[-2:]
-    total = torch.zeros((), device=images.device)
+def merged_scores(networks: Sequence[nn.Module], images: Tensor, settings: Prediction, size: tuple[int, int]) -> Tensor:
+    """Scores by `settings.merge` over networks, scales and mirror images: (B, K+1, *size) float32.
+
+    `images` (B, 3, h, w) RGB in [0, 1]; a network takes pictures of any size and gives logits of the same size, which
+    are brought to `size` bilinearly before anything is merged. `logits`: the mean of all logits. `softmax`: the mean
+    of all softmax, in [0, 1]. `max`: for each scale the mean of the logits over networks and mirror images, and of
+    these the largest over the scales, as BECO's multi-scale test has it.
+    """
+    combine = torch.maximum if settings.merge == "max" else torch.add
+    total: Tensor | None = None
     for scale in settings.scales:
-        scaled = images
-        if scale != 1:
-            target = (max(round(height * scale), 1), max(round(width * scale), 1))
-            scaled = F.interpolate(images, target, mode="bilinear", antialias=scale < 1, align_corners=False)
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
-        for network in networks:
-            logits = network(scaled)
-            if settings.flip:
-                logits = (logits + network(scaled.flip(-1)).flip(-1)) / 2
-            total = total + F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return total / (len(settings.scales) * len(networks))
+        sums, count = torch.zeros((), device=images.device), 0
+        for logits in _views(networks, _scaled(images, scale), settings.flip):
+            logits = _at_size(logits, size)
+            sums = sums + (logits.softmax(1) if settings.merge == "softmax" else logits)
+            count += 1
+        mean = sums / count
+        total = mean if total is None else combine(total, mean)
+    assert total is not None  # there is at least one scale
+    return total if settings.merge == "max" else total / len(settings.scales)
+
+
+def _views(networks: Sequence[nn.Module], images: Tensor, flip: bool) -> Iterator[Tensor]:
+    """Logits of each network, and those of the mirrored pictures mirrored back."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    for network in networks:
+        yield network(images)
+        if flip:
+            yield network(images.flip(-1)).flip(-1)
+
+
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images
+    height, width = images.shape[-2:]
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    return F.interpolate(images, size, mode="bilinear", antialias=scale < 1, align_corners=False)
+
+
+def _at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) to (B, C, *size), bilinearly."""
+    if tuple(scores.shape[-2:]) == size:
+        return scores
+    return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+
+
+# --- for the CRF --------------------------------------------------------------------------------------------
+
+
+def _refine(outputs: Outputs, image_id: str, picture: np.ndarray, score: Tensor, settings: Prediction) -> None:
+    assert settings.crf is not None
+    probabilities = score if settings.merge == "softmax" else score.softmax(0)
+    kept = kept_classes(probabilities, settings.crf.minimum_mass)
+    classes = kept.to(torch.uint8).cpu().numpy()
+    outputs.refine(image_id, picture, probabilities[kept].float().cpu().numpy(), classes)
+
+
+def kept_classes(probabilities: Tensor, minimum_mass: float) -> Tensor:
+    """Label values that the CRF weighs, ascending int64: all for `minimum_mass` 0.
+
+    Otherwise those that exceed it at some pixel of `probabilities` (C, H, W), and every one that is the largest
+    somewhere, so that leaving classes out alone changes no label.
+    """
+    if minimum_mass == 0:
+        return torch.arange(len(probabilities), device=probabilities.device)
+    kept = probabilities.amax((1, 2)) > minimum_mass
+    kept[probabilities.argmax(0).unique()] = True
+    return kept.nonzero().flatten()
+
+
+def as_bytes(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] to (H, W, 3) uint8; exact for a picture that was never resized."""
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()

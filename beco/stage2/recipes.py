@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.augment import StrongColour, unit_range
+from beco.augment import unit_range
+from beco.colour import StrongColour
 from beco.config import Training
 from beco.datasets.manifest import IGNORE
+from beco.sampling import Draws
 from beco.stage2.boundaries import Supervision, mix
 from beco.stage2.networks import Segmenter
 
@@ -31,48 +33,42 @@ class RecipeTask(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.recipe, self.settings, self.classes = recipe, settings, classes
-        self.colour = StrongColour() if settings.colour != "none" else nn.Identity()
+        self.colour = None if settings.colour == "none" else StrongColour(settings.colour)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         segmenters: Any = self.networks
-        encoder = [p for segmenter in segmenters for p in segmenter.network.encoder.parameters()]
+        encoder = [p for segmenter in segmenters for p in segmenter.backbone.parameters()]
         known = {id(p) for p in encoder}
         return [(encoder, False), ([p for p in self.networks.parameters() if id(p) not in known], True)]
 
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.recipe != "single":
+            return {}
+        return {"labelled": (batch["label"] != IGNORE).sum().clamp(min=1).float()}  # there may be no opinion at all
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         images, label = unit_range(batch["image"]), batch["label"].long()
         reliable = batch["reliable"]
-        if self.recipe == "single":
+        if self.recipe == "beco":
+            target = self._mixed(images, (label, reliable), step, steps, draws)
+        else:
             nothing = torch.zeros_like(reliable)
             target = Supervision(images, label, reliable, nothing, nothing)
-        else:
-            target = self._supervision(images, label, reliable, step, steps)
-        views = self.colour(target.images).contiguous(memory_format=torch.channels_last)
+        views = self.colour(target.images, draws) if self.colour else target.images
+        views = views.contiguous(memory_format=torch.channels_last)
         logits = [network(views) for network in self.networks]
         if self.recipe == "single":
-            labelled = (label != IGNORE).sum().clamp(min=1)  # a batch may hold no opinion at all
-            return {"loss": F.cross_entropy(logits[0], label, ignore_index=IGNORE, reduction="sum") / labelled}
+            total = F.cross_entropy(logits[0], label, ignore_index=IGNORE, reduction="sum")
+            return {"loss": total / batch["labelled"]}
         peer = self.settings.peer_weight if step >= self.settings.peer_start * steps else 0.0
-        losses = cotraining_losses(
-            logits[0],
-            logits[1],
-            target,
-            self.settings.mix.band_weight,
-            self.settings.mix.band_weight_peer,
-            peer,
-        )
-        losses["share_reliable"] = target.reliable.float().mean()
-        losses["share_pasted"] = target.pasted.float().mean()
-        return losses
+        return cotraining_losses(logits[0], logits[1], target, self.settings, peer)
 
-    def _supervision(self, images: Tensor, label: Tensor, reliable: Tensor, step: int, steps: int) -> Supervision:
-        """Labels, masks and artificial boundaries of this step; `cotraining` is `beco` that never mixes."""
+    def _mixed(
+        self, images: Tensor, offline: tuple[Tensor, Tensor], step: int, steps: int, draws: Draws
+    ) -> Supervision:
+        """Artificial boundaries; in warm-up from the offline labels, and without a heavier loss."""
         settings = self.settings.mix
-        warm = step < self.settings.warmup * steps
-        offline = (label, reliable)
-        if self.recipe == "cotraining":
-            nothing = torch.zeros_like(reliable)
-            return Supervision(images, label, reliable, nothing, nothing)
+        warm = step < warmup_steps(self.settings, steps)
         online = offline if warm else self._online(images)
         return mix(
             images,
@@ -82,48 +78,55 @@ class RecipeTask(nn.Module):
             settings.probability,
             settings.ignore_background,
             0 if warm else settings.band_width,
+            draws,
         )
 
     @torch.no_grad()
     def _online(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What both networks, in evaluation mode, think of the clean pictures: label, and softmax above threshold."""
         self.networks.eval()
-        mean = sum(network(images) for network in self.networks) / len(self.networks)
+        mean = sum((network(images) for network in self.networks), torch.zeros(())) / len(self.networks)
         self.networks.train()
         probability, label = mean.softmax(1).max(1)
         return label, probability > self.settings.mix.online_threshold
 
 
+def warmup_steps(settings: Training, steps: int) -> float:
+    """Steps of the warm-up, of `steps` in all: `warmup_steps`, or else the share `warmup`."""
+    return settings.warmup * steps if settings.warmup_steps is None else settings.warmup_steps
+
+
 def cotraining_losses(
-    first: Tensor,
-    second: Tensor,
-    target: Supervision,
-    band_weight: float,
-    band_weight_peer: float,
-    peer_weight: float,
+    first: Tensor, second: Tensor, target: Supervision, settings: Training, peer_weight: float
 ) -> dict[str, Tensor]:
     """The four terms of co-training: each network against the labels, each against the other's decision.
 
     `first`, `second`: logits (B, K+1, H, W). With Y the label, M the reliable pixels, B the band, P the peer's argmax
     (no gradient), each network adds mean(CE(p, Y) · M · (1 + band_weight · B)) and peer_weight ·
-    mean(CE(p, P) · (1 − M) · (1 + band_weight_peer · B)); means run over all pixels of the batch, labelled or not.
+    mean(CE(p, P) · (1 − M) · (1 + band_weight_peer · B)). Means run over all pixels of the batch, labelled or not
+    (`loss_mean: all`, the official code), or over the pixels of M and of 1 − M (`labelled`).
+    Beside the losses: shares of reliable and pasted pixels, and of pixels on which the two networks agree.
     """
     reliable, band = target.reliable.float(), target.band.float()
-    to_label = reliable * (1 + band_weight * band)
-    to_peer = (1 - reliable) * (1 + band_weight_peer * band)
-    label_terms = [
-        (F.cross_entropy(logits, target.label, ignore_index=IGNORE, reduction="none") * to_label).mean()
-        for logits in (first, second)
-    ]
+    opinion = reliable * (target.label != IGNORE)
+    to_label = opinion * (1 + settings.mix.band_weight * band)
+    to_peer = (1 - reliable) * (1 + settings.mix.band_weight_peer * band)
+    if settings.loss_mean == "labelled":
+        to_label = to_label / opinion.mean().clamp(min=1 / opinion.numel())
+        to_peer = to_peer / (1 - reliable).mean().clamp(min=1 / opinion.numel())
     decisions = first.argmax(1), second.argmax(1)
-    peer_terms = [
-        (F.cross_entropy(logits, decision, reduction="none") * to_peer).mean()
-        for logits, decision in ((first, decisions[1]), (second, decisions[0]))
-    ]
-    label_loss, peer_loss = label_terms[0] + label_terms[1], peer_terms[0] + peer_terms[1]
+    label_loss = peer_loss = torch.zeros((), device=first.device)
+    for logits, peer in ((first, decisions[1]), (second, decisions[0])):
+        # a pixel learns from one of the two, so that one cross-entropy serves both terms
+        teacher = torch.where(target.reliable, target.label, peer)
+        losses = F.cross_entropy(logits, teacher, ignore_index=IGNORE, reduction="none")
+        label_loss = label_loss + (losses * to_label).mean()
+        peer_loss = peer_loss + (losses * to_peer).mean()
     return {
         "loss": label_loss + peer_weight * peer_loss,
         "loss_label": label_loss.detach(),
         "loss_peer": peer_loss.detach(),
         "share_agreeing": (decisions[0] == decisions[1]).float().mean(),
+        "share_reliable": target.reliable.float().mean(),
+        "share_pasted": target.pasted.float().mean(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,18 +12,21 @@ from beco import encoders
 from beco.augment import LabelledPictures
 from beco.config import Network, Training
 from beco.datasets.manifest import Manifest
-from beco.engine import Compute, choose_device, describe, fit, mixed_seed
+from beco.engine import Compute, choose_device, describe, fit
 from beco.errors import UserError
-from beco.files import file_hash, write_json
+from beco.files import file_hash, whole, write_json
 from beco.pseudolabels import PseudoLabels
+from beco.sampling import mixed_seed
 from beco.sources import commit, stage_hash
 from beco.stage2.networks import Segmenter, build
 from beco.stage2.recipes import Recipe, RecipeTask
+from beco.stage2.validate import Validator
 
 
 def train(
     manifest: Manifest,
     split: str,
+    val_split: str,
     labels: Path | None,
     classifier: Path | None,
     network: Network,
@@ -35,7 +39,8 @@ def train(
 ) -> None:
     """Train the networks of one recipe on `labels` (None: the training masks, as an upper bound).
 
-    Writes `networks.safetensors`, `training.json` and `history.csv` into `output`.
+    Writes `networks.safetensors`, `training.json` and `history.csv` into `output`. With `settings.validate_every` the
+    history has scores on `val_split`, and with `settings.choose: best` the networks of the best epoch are kept.
     """
     pictures = manifest.split(split)
     reader = _checked_labels(pictures, labels)
@@ -45,6 +50,8 @@ def train(
     for number in range(1 if recipe == "single" else 2):
         torch.manual_seed(mixed_seed(seed, number, 5))
         networks.append(build(network, len(manifest.classes), classifier))
+        if compute.compile:
+            networks[-1].compile()
     identity = {
         "settings": settings.model_dump(mode="json"),
         "network": network.model_dump(mode="json"),
@@ -54,6 +61,16 @@ def train(
         "manifest": pictures.table.to_csv(),
         "weights": _starting_weights(network, classifier),
     }
+    metadata = {
+        "network": network.model_dump_json(),
+        "classes": json.dumps(manifest.classes),
+        "count": str(len(networks)),
+    }
+    best = output / "best.safetensors"
+    validator = None
+    if settings.validate_every:
+        validator = Validator(networks, manifest.split(val_split), settings, compute, best, metadata)
+        identity["validation"] = validator.pictures.table.to_csv()
     state = fit(
         RecipeTask(networks, recipe, settings, len(manifest.classes)),
         LabelledPictures(pictures, reader, settings.reliable_fraction, settings.crop),
@@ -65,18 +82,21 @@ def train(
         compute,
         f"{recipe} seed {seed}",
         replace,
+        validator,
     )
-    metadata = {
-        "network": network.model_dump_json(),
-        "classes": json.dumps(manifest.classes),
-        "count": str(len(networks)),
-    }
-    encoders.save_network(torch.nn.ModuleList(networks), output / "networks.safetensors", metadata)
+    if not state.is_writer:
+        return
+    if settings.choose == "best":
+        with whole(output / "networks.safetensors") as temporary:
+            shutil.copyfile(best, temporary)
+    else:
+        encoders.save_network(torch.nn.ModuleList(networks), output / "networks.safetensors", metadata)
     write_json(
         output / "training.json",
         {
-            **{key: value for key, value in identity.items() if key != "manifest"},
+            **{key: value for key, value in identity.items() if key not in ("manifest", "validation")},
             "steps": state.step,
+            "epoch": "last" if settings.choose == "last" else state.best_epoch,
             "seconds": round(state.seconds, 1),
             "device": describe(choose_device(compute.device)),
             "commit": commit(),

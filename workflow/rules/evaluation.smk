@@ -139,6 +139,33 @@ rule report:
         " --gallery {params.gallery} --title {params.name:q} --output {output:q}"
 
 
+rule archive:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
+    output:
+        f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/archive.tar.gz",
+    log:
+        f"{BASE}/logs/archive.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/archive.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+        gpu=0,
+    params:
+        image_set="test" if CONFIG.dataset.val == "test" else "val",
+        code=stage_hash("beco.evaluation.archive"),
+    message:
+        "Packing the predictions of `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
+    shell:
+        "beco --log {log:q} archive {input.predictions:q} --manifest {input.manifest:q} --set {params.image_set}"
+        " --output {output:q}"
+
+
 # Names for parts of the road: `snakemake --cores all pseudo_labels`, for one.
 
 
@@ -150,3 +177,8 @@ rule pseudo_labels:
 rule scores:
     input:
         all_runs("{run}/metrics.json"),
+
+
+rule archives:
+    input:
+        all_runs("{run}/archive.tar.gz"),

@@ -54,7 +54,7 @@ rule predict:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=6000,
+        mem_mb=6000 + (1000 * COMPUTE.threads if CONFIG.prediction.crf else 0),
         runtime=240,
         gpu=GPU,
         device=COMPUTE.device,

@@ -1,0 +1,130 @@
+"""From a picture's scores to its PNG: the CRF after the networks, and the pool that runs it and writes.
+
+pydensecrf holds the GIL while it infers, so it runs in processes of one thread each. This module is all that they
+import, and it does without torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beco.config import InferenceCrf
+from beco.crf import posterior
+from beco.datasets.palette import write_index_png
+
+MEAN_COLOUR = np.array([123.675, 116.28, 103.53], dtype=np.float32)  # ImageNet, RGB in 0-255 units
+
+
+def refined(
+    picture: NDArray[np.uint8], probabilities: NDArray[np.float32], classes: NDArray[np.uint8], settings: InferenceCrf
+) -> NDArray[np.uint8]:
+    """The label map (H, W) uint8 of largest CRF posterior.
+
+    `picture` (H, W, 3) uint8 RGB; `probabilities` (C, H, W) float32 in [0, 1] of the label values `classes` (C,)
+    uint8. They need not sum to 1: a factor common to the classes of a pixel leaves the posterior as it is.
+    """
+    if len(classes) == 1:
+        return np.full(probabilities.shape[1:], classes[0])
+    seen = wrapped_picture(picture) if settings.image == "official-code" else picture
+    return classes[posterior(seen, probabilities, settings).argmax(0)]
+
+
+def wrapped_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What BECO's test script lets the CRF see: the picture less the ImageNet mean, cast to 8 bits.
+
+    The cast of a negative float is undefined in C. This is what compilers for x86 make of it: cut towards zero, then
+    the lowest 8 bits, so that -1.5 becomes 255 and colours just below the mean are as far as can be from those just
+    above it. (H, W, 3) uint8 RGB to the same.
+    """
+    cut = np.trunc(picture.astype(np.float32) - MEAN_COLOUR).astype(np.int32)
+    return (cut & 255).astype(np.uint8)
+
+
+class Outputs:
+    """Writes label maps into a folder, in the background and with a bounded number of pictures in flight.
+
+    With `crf`, `threads` processes (or, for a CRF of torch, one thread: torch spreads the work itself) run it;
+    without, `threads` threads write. What is written depends on neither. Leaving the block waits for all of it; the
+    first error of a picture is raised at a later call or there.
+    """
+
+    def __init__(self, folder: Path, crf: InferenceCrf | None, threads: int) -> None:
+        self.folder, self.crf, self.most = folder, crf, 2 * threads
+        self.pending: deque[Future[None]] = deque()
+        self.pool: Executor
+        if crf is not None and crf.backend == "pydensecrf":
+            # Spawned, not forked: a fork would copy torch's threads and the GPU's context in whatever state they are.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(threads, context, _start_worker)
+        else:
+            self.pool = ThreadPoolExecutor(1 if crf else threads, "outputs")
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+
+    def write(self, image_id: str, label: NDArray[np.uint8]) -> None:
+        """Write an (H, W) uint8 label map as `<image_id>.png`."""
+        self._submit(write_index_png, self.folder / f"{image_id}.png", label)
+
+    def refine(
+        self,
+        image_id: str,
+        picture: NDArray[np.uint8],
+        probabilities: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+    ) -> None:
+        """Write what `refined` makes of them."""
+        path = self.folder / f"{image_id}.png"
+        self._submit(_write_refined, path, picture, probabilities, classes, self.crf)
+
+    def wait(self) -> None:
+        """Return when everything is written."""
+        while self.pending:
+            self.pending.popleft().result()
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        while len(self.pending) >= self.most:
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(work, *arguments))
+
+
+def _write_refined(
+    path: Path,
+    picture: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    classes: NDArray[np.uint8],
+    settings: InferenceCrf,
+) -> None:
+    write_index_png(path, refined(picture, probabilities, classes, settings))
+
+
+def _start_worker() -> None:
+    """One thread a process; and a process that outlives a killed parent would wait for ever, so it watches it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if (parent := multiprocessing.parent_process()) is not None:
+        Thread(target=_end_with, args=[parent], daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

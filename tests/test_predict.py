@@ -1,0 +1,290 @@
+"""Inference: what is merged and how, at which size, with the CRF behind it, and that speed changes no label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from beco.batches import fitted_size, size_batches
+from beco.config import InferenceCrf, Prediction
+from beco.datasets.manifest import Manifest
+from beco.datasets.palette import read_index_png, write_index_png
+from beco.engine import Compute
+from beco.errors import UserError
+from beco.evaluation.evaluate import evaluate_predictions, squeezed
+from beco.stage2 import outputs
+from beco.stage2 import predict as prediction
+
+CLASSES = ["one", "two"]
+# (height, width): two sizes several times, one alone
+SIZES = [(12, 16)] * 5 + [(16, 12)] * 3 + [(9, 21)]
+
+
+class Brightness(nn.Module):
+    """Logits by hand: a weight per class times the red channel, and the scale that the picture comes at."""
+
+    def __init__(self, weights: list[float], own_width: int | None = None) -> None:
+        super().__init__()
+        self.weights, self.own_width = torch.tensor(weights).view(1, -1, 1, 1), own_width
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(tuple(images.shape))
+        factor = images.shape[-1] / self.own_width if self.own_width else 1
+        return images[:, :1] * self.weights * factor
+
+
+class Column(nn.Module):
+    """Logits by hand that depend on the place alone, so that a mirrored picture gives others."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(rows)  # (C, W)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits[None, :, None, :].expand(len(images), -1, images.shape[-2], -1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Manifest:
+    """Nine pictures of noise, of three sizes, shuffled."""
+    rows = []
+    for index in np.random.default_rng(7).permutation(len(SIZES)):
+        height, width = SIZES[index]
+        noise = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{index}.png")
+        write_index_png(tmp_path / f"m{index}.png", (noise[..., 0] // 86).astype(np.uint8))
+        rows.append([f"p{index}", "val", f"{index}.png", f"m{index}.png", width, height, 1, 1])
+    names = ["image_id", "split", "image", "mask", "width", "height", *CLASSES]
+    return Manifest(tmp_path, pd.DataFrame(rows, columns=names).set_index("image_id"), CLASSES)
+
+
+def predicted(
+    pictures: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    members: list[nn.Module],
+    output: Path,
+    threads: int = 1,
+    **settings: object,
+) -> dict[str, np.ndarray]:
+    monkeypatch.setattr(prediction, "load", lambda _: (members, pictures.classes))
+    chosen = Prediction.model_validate(settings)
+    prediction.predict(pictures, output / "none", chosen, Compute("cpu", threads), output)
+    return {path.stem: read_index_png(path) for path in sorted(output.iterdir())}
+
+
+# --- merging ------------------------------------------------------------------------------------------------
+
+GREY = torch.ones(1, 3, 1, 2)  # a picture of one row and two columns
+
+
+def merged(networks: list[nn.Module], images: Tensor = GREY, **settings: object) -> Tensor:
+    return prediction.merged_scores(networks, images, Prediction.model_validate(settings), tuple(images.shape[-2:]))
+
+
+def test_logits_and_softmax_of_two_networks_by_hand() -> None:
+    networks = [Brightness([0.0, np.log(3)]), Brightness([0.0, -np.log(7)])]
+    # means of logits: 0 and ln(3/7)/2; means of softmax: (1/4 + 7/8)/2 and (3/4 + 1/8)/2
+    assert merged(networks)[0, :, 0, 0].tolist() == pytest.approx([0, np.log(3 / 7) / 2])
+    assert merged(networks, merge="softmax")[0, :, 0, 1].tolist() == pytest.approx([9 / 16, 7 / 16])
+    assert merged(networks[:1], merge="softmax")[0, :, 0, 0].tolist() == pytest.approx([1 / 4, 3 / 4])
+
+
+def test_a_mirrored_picture_is_mirrored_back() -> None:
+    network = Column([[1.0, 5.0], [0.0, 0.0]])
+    assert merged([network])[0, 0, 0].tolist() == [1, 5]
+    assert merged([network], flip=True)[0, 0, 0].tolist() == [3, 3]
+    # softmax of (1, 0) is 0.7311 and of (5, 0) 0.9933
+    assert merged([network], flip=True, merge="softmax")[0, 0, 0].tolist() == pytest.approx([0.8622, 0.8622], abs=1e-4)
+
+
+def test_scales_are_averaged_or_the_largest_wins() -> None:
+    images = torch.ones(2, 3, 4, 6)
+    networks = [Brightness([1.0, -1.0], own_width=6), Brightness([3.0, 1.0], own_width=6)]
+    # At scale s a network gives s times its weights; their mean is (2, 0) · s.
+    mean = merged(networks, images, scales=[0.5, 1, 2])
+    assert mean.shape == (2, 2, 4, 6)
+    assert mean[:, 0].flatten().tolist() == pytest.approx([2 * 3.5 / 3] * 48)
+    largest = merged(networks, images, scales=[0.5, 1, 2], merge="max")
+    assert largest[:, 0].flatten().tolist() == pytest.approx([4.0] * 48)  # scale 2, mean over the networks: not 6
+    low = merged([networks[0]], images, scales=[0.5, 1, 2], merge="max")
+    assert low[:, 1].flatten().tolist() == pytest.approx([-0.5] * 48)  # each class by itself
+    assert [shape[-2:] for shape in networks[1].seen[:3]] == [(2, 3), (4, 6), (8, 12)]
+
+
+def test_the_first_network_alone(pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    networks = [Brightness([0.0, 1.0, -1.0]), Brightness([0.0, -3.0, 1.0])]
+    first = predicted(pictures, monkeypatch, networks, tmp_path / "first", networks="first")
+    both = predicted(pictures, monkeypatch, networks, tmp_path / "both")
+    assert sorted(first) == sorted(pictures.ids)
+    for image_id in pictures.ids:
+        red = pictures.image(image_id)[..., 0]
+        assert (first[image_id] == (red > 0)).all()  # 1 where there is any red; ties at 0 go to background
+        assert (both[image_id] == 0).all()  # means: 0, −1, 0, and the lower of equals is taken
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+def test_only_pictures_fed_at_one_size_share_a_batch(pictures: Manifest) -> None:
+    def shapes(**options: object) -> list[tuple[int, ...]]:
+        found = list(size_batches(pictures, pictures.ids, None, 4, "test", **options))  # type: ignore[arg-type]
+        assert sorted(name for ids, _ in found for name in ids) == sorted(pictures.ids)
+        return [tuple(images.shape) for _, images in found]
+
+    assert shapes() == [(1, 3, 9, 21), (4, 3, 12, 16), (1, 3, 12, 16), (3, 3, 16, 12)]
+    assert shapes(squeeze=32) == [(4, 3, 32, 32), (4, 3, 32, 32), (1, 3, 32, 32)]
+    assert shapes(most_pixels=2 * 12 * 16 + 1)[:4] == [(1, 3, 9, 21), (2, 3, 12, 16), (2, 3, 12, 16), (1, 3, 12, 16)]
+    assert shapes(most_pixels=1) == [(1, 3, 9, 21)] + [(1, 3, 12, 16)] * 5 + [(1, 3, 16, 12)] * 3
+    assert fitted_size(375, 500, None, 64) == (64, 64)
+
+
+def test_logits_of_a_batch_are_bounded() -> None:
+    assert prediction.most_pixels([1.0], 21) * 21 * 4 <= 2**29
+    assert prediction.most_pixels([0.5, 2.0], 21) == prediction.most_pixels([1.0], 84)
+    assert prediction.most_pixels([0.5], 21) == prediction.most_pixels([1.0], 21)  # merged at the size fed
+
+
+def test_reading_ahead_is_bounded_and_ends_with_the_loop(pictures: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    image = Manifest.image
+    monkeypatch.setattr(Manifest, "image", lambda self, name: (opened.append(name), image(self, name))[1])
+    batches = size_batches(pictures, pictures.ids, None, 1, "test", threads=2)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert len(opened) <= 3
+
+
+def test_a_picture_of_another_size_than_listed_is_named(pictures: Manifest) -> None:
+    Image.new("RGB", (16, 13)).save(pictures.root / "2.png")
+    with pytest.raises(UserError, match="p2: its picture has another size"):
+        list(size_batches(pictures, pictures.ids, None, 2, "test"))
+
+
+@pytest.mark.parametrize("settings", [{"scales": [0.5, 1], "flip": True}, {"resize": 32}, {"squeeze": 32}])
+def test_batches_and_threads_change_no_label(
+    pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict
+) -> None:
+    networks: list[nn.Module] = [nn.Identity(), Brightness([0.2, 0.1, -0.3])]  # the colours themselves are logits
+    found = {}
+    for batch_size, threads in ((1, 1), (8, 1), (8, 2)):
+        output = tmp_path / f"{batch_size}.{threads}"
+        predicted(pictures, monkeypatch, networks, output, threads, batch_size=batch_size, **settings)
+        found[batch_size, threads] = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert found[1, 1] == found[8, 1] == found[8, 2] and len(found[1, 1]) == len(SIZES)
+    assert len({value for data in found[1, 1] for value in read_index_png(tmp_path / "8.2" / data).flat}) > 1
+
+
+def test_predictions_appear_whole_or_not_at_all(
+    pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (pictures.root / "8.png").write_bytes(b"none")
+    for name in ("new", "old"):
+        folder = tmp_path / "out" / name
+        if name == "old":
+            write_index_png(folder / "kept.png", np.zeros((2, 2), np.uint8))
+        with pytest.raises(UserError, match=r"8\.png: truncated or damaged"):
+            predicted(pictures, monkeypatch, [Brightness([0.0, 1.0, 0.0])], folder, batch_size=2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in folder.iterdir()] == ["kept.png"]
+
+
+# --- squeezing ----------------------------------------------------------------------------------------------
+
+
+def test_the_truth_is_squeezed_by_hand() -> None:
+    truth = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    # New centres lie at 1/4 and 3/4: rows 1 and 3 of 4, columns 1 and 4 of 6 (centre 1.5 and 4.5, cut down).
+    assert squeezed(truth, 2).tolist() == [[7, 10], [19, 22]]
+    # to 12 × 12: each row three times, each column twice
+    assert squeezed(truth, 12).tolist() == truth.repeat(3, axis=0).repeat(2, axis=1).tolist()
+
+
+def test_squeezed_predictions_are_measured_on_squeezed_masks(
+    pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = predicted(pictures, monkeypatch, [Brightness([0.0, 0.1, -1.0])], tmp_path / "out", squeeze=32)
+    assert {label.shape for label in found.values()} == {(32, 32)}
+    for image_id in pictures.ids:
+        write_index_png(tmp_path / "true" / f"{image_id}.png", squeezed(pictures.mask(image_id), 32))
+    protocol = {"squeeze": 32}
+    assert evaluate_predictions(pictures, tmp_path / "true", tmp_path / "scores", protocol)["miou"] == 1.0
+    with pytest.raises(UserError, match="prediction is 32×32 and mask"):
+        evaluate_predictions(pictures, tmp_path / "out", tmp_path / "scores", {"squeeze": None})
+
+
+# --- the CRF ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_official_code_shows_its_crf() -> None:
+    picture = np.array([[[0, 116, 255], [123, 117, 104], [124, 0, 103]]], dtype=np.uint8)
+    # less (123.675, 116.28, 103.53): −123.675, −0.28, 151.47; −0.675, 0.72, 0.47; 0.325, −116.28, −0.53
+    assert outputs.wrapped_picture(picture).tolist() == [[[256 - 123, 0, 151], [0, 0, 0], [0, 256 - 116, 0]]]
+
+
+def test_classes_left_out_are_never_the_largest_somewhere() -> None:
+    probabilities = torch.tensor([[0.40, 0.05], [0.30, 0.30], [0.25, 0.34], [0.05, 0.31]])[:, None]
+    assert prediction.kept_classes(probabilities, 0).tolist() == [0, 1, 2, 3]
+    assert prediction.kept_classes(probabilities, 0.30).tolist() == [0, 2, 3]
+    assert prediction.kept_classes(probabilities, 0.9).tolist() == [0, 2]  # the largest of either pixel
+
+
+def test_the_crf_sees_softmax_picture_and_kept_classes(
+    pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: dict[bytes, np.ndarray] = {}
+
+    def posterior(image: np.ndarray, probabilities: np.ndarray, settings: InferenceCrf) -> np.ndarray:
+        assert image.dtype == np.uint8 and probabilities.dtype == np.float32
+        assert image.shape[:2] == probabilities.shape[1:]
+        seen[image.tobytes()] = probabilities
+        return probabilities[::-1]  # turns the labels around, so that its effect shows
+
+    monkeypatch.setattr(outputs, "posterior", posterior)
+    networks: list[nn.Module] = [Brightness([1.0, 1.0, -200.0])]
+    crf = {"backend": "torch", "minimum_mass": 0.51}  # in this process, where the stub is
+    found = predicted(pictures, monkeypatch, networks, tmp_path / "own", crf=crf)
+    for image_id in pictures.ids:
+        red = pictures.image(image_id)[..., 0]
+        assert set(np.unique(found[image_id])) == {0}  # 0 and 1 tie below the mass, and 0 counts as the largest
+        assert found[image_id].shape == red.shape
+    assert not seen  # a single class needs no CRF
+    found = predicted(pictures, monkeypatch, networks, tmp_path / "all", crf={"backend": "torch"})
+    assert set(seen) == {pictures.image(image_id).tobytes() for image_id in pictures.ids}
+    one = pictures.ids[0]
+    probabilities = seen[pictures.image(one).tobytes()]
+    assert probabilities.shape == (3, *pictures.size(one))
+    assert probabilities.sum(0) == pytest.approx(np.ones(pictures.size(one)), abs=1e-6)
+    assert (found[one] == (pictures.image(one)[..., 0] > 0)).all()  # the later of the two, as the stub turns them
+    for settings, shape in (({"squeeze": 32}, (32, 32)), ({"resize": 40}, pictures.size(one))):
+        seen.clear()
+        output = tmp_path / str(shape)
+        labels = predicted(pictures, monkeypatch, networks, output, crf={"backend": "torch"}, **settings)
+        assert labels[one].shape == shape
+
+
+def test_pydensecrf_in_processes(pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    networks: list[nn.Module] = [Brightness([0.0, 1.0, -1.0]), Brightness([1.0, 0.0, 1.0])]
+    crf = InferenceCrf(iterations=2)
+    found = [
+        predicted(pictures, monkeypatch, networks, tmp_path / f"{n}", n, crf=crf.model_dump(), batch_size=8 // n)
+        for n in (1, 2)
+    ]
+    for image_id in pictures.ids:
+        image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None] / 255
+        scores = prediction.merged_scores(networks, image, Prediction(), pictures.size(image_id)).softmax(1)[0]
+        expected = outputs.refined(pictures.image(image_id), scores.numpy(), np.arange(3, dtype=np.uint8), crf)
+        assert found[0][image_id].tolist() == found[1][image_id].tolist() == expected.tolist()
+
+
+def test_an_error_of_the_pool_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="uint8"), outputs.Outputs(tmp_path, None, 2) as pool:
+        pool.write("a", np.zeros((2, 2), np.uint8))
+        pool.write("b", np.zeros((2, 2), np.int64))  # type: ignore[arg-type]
+    assert (tmp_path / "a.png").exists()
