@@ -10,14 +10,15 @@ FLOOR = 1e-5  # below this a probability counts as this much, as in pydensecrf.u
 
 
 def refine(image: np.ndarray, label: np.ndarray, labels: int, settings: Crf) -> np.ndarray:
-    """Mean-field posterior after believing `label` with probability `settings.gt_prob`, all others equally with the rest.
+    """Mean-field posterior after believing `label` with probability `settings.gt_prob`.
 
     `image` (H, W, 3) uint8 RGB, `label` (H, W) integers in 0…labels-1, `labels` >= 2. Returns (labels, H, W) float32
     that sums to 1 over the labels.
     """
-    believed = np.arange(labels)[:, None, None] == label
-    energies = -np.log(settings.gt_prob), -np.log((1 - settings.gt_prob) / (labels - 1))
-    return _mean_field(image, np.where(believed, *np.float32(energies)), settings)
+    from pydensecrf.utils import unary_from_labels
+
+    unary = unary_from_labels(label, labels, gt_prob=settings.gt_prob, zero_unsure=False)
+    return _mean_field(image, unary.reshape(labels, *label.shape), settings)
 
 
 def posterior(image: np.ndarray, probabilities: np.ndarray, settings: Crf) -> np.ndarray:
@@ -31,7 +32,7 @@ def posterior(image: np.ndarray, probabilities: np.ndarray, settings: Crf) -> np
 
 def _mean_field(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarray:
     """Posterior (C, H, W) float32 under the energies `unary` (C, H, W) by the chosen backend."""
-    unary = np.ascontiguousarray(unary, dtype=np.float32)
+    unary = np.require(unary, np.float32, ["C", "W"])
     if settings.backend == "torch":
         from beco import densecrf
 
@@ -49,7 +50,7 @@ def _pydensecrf(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarr
     field.addPairwiseBilateral(
         sxy=settings.bilateral_sxy,
         srgb=settings.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.require(image, np.uint8, ["C", "W"]),
         compat=settings.bilateral_compat,
     )
     return np.array(field.inference(settings.iterations), dtype=np.float32).reshape(unary.shape)

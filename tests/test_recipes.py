@@ -213,6 +213,15 @@ def test_warm_up_uses_offline_labels_and_no_band(mixed_with: list[tuple[Any, ...
     assert losses["share_pasted"] > 0  # it mixes already
 
 
+def test_offline_labels_can_supervise_to_the_end(mixed_with: list[tuple[Any, ...]]) -> None:
+    task, networks = stub_task("beco", mix={"probability": 1, "band_width": 1, "labels": "offline"})
+    batch = some_batch()
+    run(task, batch, 5, 20)  # after the first quarter
+    ((_, offline, online, *_, width, _),) = mixed_with
+    assert online is offline and width == 1
+    assert [len(network.calls) for network in networks] == [1, 1]
+
+
 def test_after_warm_up_both_networks_decide_together_on_clean_pictures(mixed_with: list[tuple[Any, ...]]) -> None:
     settings = {"probability": 1, "band_width": 2, "online_threshold": 0.6, "ignore_background": False}
     task, networks = stub_task("beco", mix=settings, colour="rgb")

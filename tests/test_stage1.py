@@ -24,8 +24,8 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
-from beco.shards import shard_ids
 from beco.sampling import Draws
+from beco.shards import shard_ids
 from beco.stage1 import cam, classifier, labels
 from beco.stage1.classifier import CamNetwork, ClassifierTask
 from beco.store import Store

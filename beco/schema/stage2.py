@@ -15,6 +15,11 @@ class Mix(Section):
     """Artificial boundaries: objects of one picture of a pair pasted into the other (BECO)."""
 
     probability: Fraction = Field(0.5, description="chance that a picture receives its partner's objects")
+    labels: Literal["online", "offline"] = Field(
+        "online",
+        description="what is pasted and supervises mixed pictures after warm-up: the networks' confident decisions "
+        "(published), or the pseudo-labels and their reliable pixels",
+    )
     online_threshold: Fraction = Field(0.95, description="softmax above which an online label is trusted")
     ignore_background: bool = Field(True, description="never paste background")
     band_width: Annotated[int, Field(ge=0)] = Field(1, description="dilate − erode radius of the band, pixels")

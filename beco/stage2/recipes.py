@@ -69,7 +69,7 @@ class RecipeTask(nn.Module):
         """Artificial boundaries; in warm-up from the offline labels, and without a heavier loss."""
         settings = self.settings.mix
         warm = step < warmup_steps(self.settings, steps)
-        online = offline if warm else self._online(images)
+        online = offline if warm or settings.labels == "offline" else self._online(images)
         return mix(
             images,
             offline,
