@@ -59,7 +59,7 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
         torch.default_generator.manual_seed(draw)
         image, planes = self.transform(image, planes)
         planes = planes.as_subclass(Tensor)
-        return {"image": image.as_subclass(Tensor), "label": planes[0], "reliable": planes[1].bool()}
+        return {"image": image.as_subclass(Tensor), "label": planes[0], "reliable": planes[1] == 1}
 
     def _read(self, index: int) -> tuple[Any, Any]:
         """The whole picture, and its label and reliable pixels as two planes."""

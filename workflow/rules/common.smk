@@ -148,6 +148,12 @@ def get_final_output():
     return [f"{BASE}/tables", f"{BASE}/report.html"]
 
 
+def spread_options():
+    """How a training is spread over devices, as options of `beco train`; no trigger, since a resource."""
+    options = f"--devices {COMPUTE.devices} --nodes {COMPUTE.nodes}"
+    return options + (" --compile" if COMPUTE.compile else "")
+
+
 def label_and_weight_options(wildcards):
     """Where the labels and the starting weights of a training are, as options of `beco train`."""
     options = []

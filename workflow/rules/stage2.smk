@@ -16,13 +16,15 @@ rule train_segmenter:
         f"{BASE}/benchmarks/train_segmenter.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: COMPUTE.threads
+    threads: COMPUTE.threads * COMPUTE.devices
     resources:
         mem_mb=16000,
         runtime=2880,
-        gpu=GPU,
+        gpu=GPU * COMPUTE.devices,
         device=COMPUTE.device,
         workers=COMPUTE.workers,
+        own=COMPUTE.threads,
+        spread=spread_options(),
     params:
         root=dataset_root(),
         recipe=lambda wildcards: experiment_of(wildcards).recipe,
@@ -37,7 +39,8 @@ rule train_segmenter:
         "beco --log {log:q} train --manifest {input.manifest:q} --root {params.root:q} --recipe {params.recipe}"
         " {params.inputs:q} --network {params.network:q} --settings {params.settings:q} --seed {wildcards.seed}"
         " --output {params.folder:q} --replace"
-        " --device {resources.device} --workers {resources.workers} --threads {threads}"
+        " --device {resources.device} --workers {resources.workers} --threads {resources.own}"
+        " {resources.spread}"
 
 
 rule predict:

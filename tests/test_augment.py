@@ -1,0 +1,108 @@
+"""Weak and strong augmentation against hand-made cases and other libraries."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torchvision import tv_tensors
+
+from beco import colour
+from beco.augment import weak_transform
+from beco.colour import StrongColour
+from beco.config import Crop
+from beco.datasets.manifest import IGNORE
+from beco.sampling import Draws
+
+
+class Given(Draws):
+    """Draws that are written down; columns as `StrongColour` reads them."""
+
+    def __init__(self, **values: float) -> None:
+        names = ("changed", "gray", "blurred", "contrast", "brightness", "hue", "saturation", "value", "wide")
+        quiet = dict.fromkeys(names, 0.5) | {"changed": 0.99, "gray": 0.99, "blurred": 0.99}
+        self.row = torch.tensor([[(quiet | values)[name] for name in names]])
+
+    def uniform(self, *shape: int) -> Tensor:
+        assert shape == (9,)
+        return self.row
+
+
+PICTURE = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+
+
+def test_no_draw_below_its_chance_changes_nothing() -> None:
+    assert torch.equal(StrongColour()(PICTURE, Given()), PICTURE)
+
+
+def test_half_way_is_no_change() -> None:
+    assert torch.allclose(StrongColour()(PICTURE, Given(changed=0)), PICTURE, atol=1e-6)
+
+
+def test_contrast_and_brightness() -> None:
+    found = StrongColour()(PICTURE, Given(changed=0, contrast=0.75, brightness=0.25))
+    assert torch.allclose(found, PICTURE * 1.1 - 0.1, atol=1e-5)
+
+
+def test_hue_saturation_and_value_agree_with_the_standard_library() -> None:
+    found = StrongColour()(PICTURE, Given(changed=0, hue=1.0, saturation=0.25, value=0.75))
+    for at in np.ndindex(7, 9):
+        h, s, v = colorsys.rgb_to_hsv(*PICTURE[0, :, *at].tolist())
+        expected = colorsys.hsv_to_rgb((h + 20 / 180) % 1, max(s - 15 / 255, 0), min(v + 10 / 255, 1))
+        assert found[0, :, *at].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_gray_is_luma() -> None:
+    found = StrongColour()(PICTURE, Given(gray=0))
+    expected = 0.299 * PICTURE[:, 0] + 0.587 * PICTURE[:, 1] + 0.114 * PICTURE[:, 2]
+    assert all(torch.allclose(found[:, channel], expected, atol=1e-6) for channel in range(3))
+
+
+@pytest.mark.parametrize(("wide", "taps"), [(0.9, [1, 2, 1]), (0.1, [1, 4, 6, 4, 1])])
+def test_blur_agrees_with_scipy(wide: float, taps: list[int]) -> None:
+    found = StrongColour()(PICTURE, Given(blurred=0, wide=wide))[0].numpy()
+    weights = np.array(taps) / sum(taps)
+    expected = PICTURE[0].numpy()
+    for axis in (1, 2):
+        expected = ndimage.correlate1d(expected, weights, axis, mode="mirror")
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_bgr_swaps_and_cuts_to_eight_bits() -> None:
+    found = StrongColour("bgr")(PICTURE, Given(gray=0))
+    eight = (PICTURE * 255).floor() / 255
+    expected = ((0.299 * eight[:, 2] + 0.587 * eight[:, 1] + 0.114 * eight[:, 0]) * 255).floor() / 255
+    assert torch.allclose(found[:, 0], expected, atol=1e-6)
+    plain = StrongColour("bgr")(PICTURE, Given())
+    assert torch.allclose(plain, eight, atol=1 / 254)
+
+
+def test_chances_are_as_published() -> None:
+    images = torch.rand(1, 3, 4, 4).repeat(4000, 1, 1, 1)
+    draws = Draws(0, 4000, list(range(4000)), torch.device("cpu"))
+    found = StrongColour()(images, draws)
+    gray = (found[:, 0] == found[:, 1]).all((1, 2)).float().mean()
+    same = (found == images).all(3).all(2).all(1).float().mean()
+    assert gray == pytest.approx(0.2, abs=0.03) and same == pytest.approx(0.2 * 0.8 * 0.5, abs=0.02)
+    assert math.isclose(colour.HUE, 20 / 180)
+
+
+def test_scales_pad_with_void_and_cut_a_square() -> None:
+    image = tv_tensors.Image(torch.full((3, 40, 60), 200, dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.full((2, 40, 60), 1, dtype=torch.uint8))
+    sizes = set()
+    for draw in range(20):
+        torch.manual_seed(draw)
+        found, planes = weak_transform(Crop(size=64, scales=[0.5, 1.0, 2.0], flip=0.0))(image, mask)
+        assert found.shape == (3, 64, 64) and planes.shape == (2, 64, 64)
+        inside = planes[0] == 1
+        assert torch.equal(planes[0] == IGNORE, ~inside)
+        assert (found[:, inside] == 200).all() and (found[:, ~inside] == 124).all()
+        rows, columns = inside.any(1).sum(), inside.any(0).sum()
+        sizes.add((int(rows), int(columns)))
+    assert sizes == {(20, 30), (40, 60), (64, 64)}

@@ -1,0 +1,108 @@
+"""Scores during a training, and the choice of the best epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from beco.checkpoint import State
+from beco.config import Network, Shapes, Training
+from beco.datasets import manifest as manifests
+from beco.datasets import shapes, voc
+from beco.encoders import load_network
+from beco.engine import Compute
+from beco.errors import UserError
+from beco.stage2 import train as training
+from beco.stage2.validate import Validator
+
+NETWORK = Network.model_validate(
+    {
+        "encoder": {"name": "resnet10t", "options": {"channels": [8, 8, 16, 16]}},
+        **{"decoder_channels": 8, "atrous_rates": [1, 2, 3]},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> manifests.Manifest:
+    folder = tmp_path_factory.mktemp("data")
+    shapes.draw(folder / "set", Shapes(train=8, val=4))
+    return voc.build(folder / "set", "train", "val", shapes.CLASSES, folder / "manifest.csv")
+
+
+class Fixed(nn.Module):
+    """Logits that favour one class everywhere."""
+
+    def __init__(self, favoured: int, strength: float) -> None:
+        super().__init__()
+        self.favoured, self.strength = favoured, nn.Parameter(torch.tensor(strength))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), len(shapes.CLASSES) + 1, *images.shape[-2:])
+        logits[:, self.favoured] = self.strength.detach()
+        return logits
+
+
+def settings(**more: Any) -> Training:
+    schedule = {"epochs": 4, "batch_size": 4}
+    return Training.model_validate({"crop": {"size": 64}, "schedule": schedule, "validate_every": 1, **more})
+
+
+def validator(pictures: manifests.Manifest, networks: list[Any], best: Path, **more: Any) -> Validator:
+    metadata = {"classes": json.dumps(pictures.classes), "count": str(len(networks))}
+    return Validator(networks, pictures.split("val"), settings(**more), Compute("cpu"), best, metadata)
+
+
+def test_the_score_is_the_mean_iou_of_the_averaged_networks(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    val = pictures.split("val")
+    truth = np.stack([val.mask(name) for name in val.ids])
+    truth = truth[truth != 255]
+    share = (truth == 0).mean()  # everything called background: its IoU is its share, the other classes' is 0
+    expected = share / len(np.unique(truth))
+    # the second network is surer of background than the first of class 3
+    found = validator(pictures, [Fixed(3, 1.0), Fixed(0, 2.0)], tmp_path / "best").miou()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_best_networks_are_kept(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    network = Fixed(0, 1.0)
+    check = validator(pictures, [network], tmp_path / "best", choose="best", validate_every=2)
+    state = State(history=[{}])
+    assert check(state) == {}  # not in the first epoch of two
+    good = check(State(history=[{}, {}]))["val_miou"]
+    state = State(history=[{}] * 2)
+    check(state)
+    assert (state.best, state.best_epoch) == (good, 2)
+    network.favoured = 4
+    state.history = [{}] * 4
+    assert check(state)["val_miou"] < good
+    assert (state.best, state.best_epoch) == (good, 2)
+    assert (tmp_path / "best").exists()
+
+
+def test_without_masks_there_is_nothing_to_choose_by(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    bare = replace(pictures, table=pictures.table.assign(mask=""))
+    with pytest.raises(UserError, match=r"training\.validate_every: .*no masks"):
+        validator(bare, [Fixed(0, 1.0)], tmp_path / "best")
+
+
+@pytest.mark.parametrize("choose", ["last", "best"])
+def test_a_training_with_scores(pictures: manifests.Manifest, tmp_path: Path, choose: str) -> None:
+    chosen, compute = settings(choose=choose), Compute("cpu")
+    training.train(pictures, "train", "val", None, None, NETWORK, chosen, "beco", 0, compute, tmp_path, False)
+    scores = pd.read_csv(tmp_path / "history.csv")["val_miou"]
+    assert len(scores) == 4 and scores.between(0, 1).all() and scores.nunique() > 1
+    written = json.loads((tmp_path / "training.json").read_text())
+    assert written["epoch"] == ("last" if choose == "last" else int(scores.idxmax()) + 1)
+    state, _ = load_network(tmp_path / "networks.safetensors")
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["module"]
+    same = all(torch.equal(value, last[f"networks.{key}"]) for key, value in state.items())
+    assert same == (choose == "last" or written["epoch"] == 4)
