@@ -92,6 +92,14 @@ def test_chances_are_as_published() -> None:
     assert math.isclose(colour.HUE, 20 / 180)
 
 
+def test_strong_colour_keeps_the_range_and_draws_for_each_picture() -> None:
+    images = torch.rand(1, 3, 16, 16).repeat(16, 1, 1, 1)
+    found = StrongColour()(images, Draws(0, 16, list(range(16)), torch.device("cpu")))
+    assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
+    assert len({tuple(one.flatten()[:6].tolist()) for one in found}) > 12
+    assert torch.equal(StrongColour()(images, Draws(0, 16, list(range(16)), torch.device("cpu"))), found)
+
+
 def test_scales_pad_with_void_and_cut_a_square() -> None:
     image = tv_tensors.Image(torch.full((3, 40, 60), 200, dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.full((2, 40, 60), 1, dtype=torch.uint8))
