@@ -14,28 +14,38 @@ demo: env            ## the whole road on the embedded dataset, to results/shape
 	snakemake --cores $(CORES)
 	echo "Look at results/shapes/report.html"
 
-env: $(BIN)/.installed   ## .venv from the hash-checked lock file
+env: $(BIN)/.installed   ## .venv from the hash-checked lock file; needs no compiler
 
-test: env
+test: $(BIN)/.installed-dev
 	pytest -n $(shell nproc) --dist loadfile
 
-lint: env
+lint: $(BIN)/.installed-dev
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
 	mypy
 	snakemake --lint
 
-lock: .uv-there      ## after a change of the dependencies in pyproject.toml
-	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra dev \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --upgrade --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+  --no-annotate --custom-compile-command "make lock" pyproject.toml
+lock: .uv-there      ## after a change of the dependencies in pyproject.toml; UPGRADE=--upgrade for newer versions
+	$(UV) $(COMPILE) $(UPGRADE) --extra build -o requirements.lock
+	$(UV) $(COMPILE) --extra dev --constraint requirements.lock -o requirements-dev.lock
 
 $(BIN)/.installed: requirements.lock pyproject.toml | .uv-there
-	command -v c++ >/dev/null || { echo "c++: no such compiler, pydensecrf2 needs one; install it (apt-get install g++)"; exit 1; }
-	[ -x $(BIN)/python ] || $(UV) venv --python '>=3.11,<3.14' .venv
-	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
-	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	touch $@
+	$(call install,requirements.lock)
+
+$(BIN)/.installed-dev: requirements-dev.lock pyproject.toml | .uv-there
+	command -v c++ >/dev/null || { echo "c++: no such compiler; the tests compare with pydensecrf, which needs one (apt-get install g++)"; exit 1; }
+	$(call install,requirements-dev.lock)
+	touch $(BIN)/.installed
+
+define install
+[ -x $(BIN)/python ] || $(UV) venv --python '>=3.11,<3.14' .venv
+$(UV) pip sync --python $(BIN)/python --require-hashes $(1)
+$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+touch $@
+endef
 
 .PHONY: .uv-there
 .uv-there:           # uv itself, where it is missing

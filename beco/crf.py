@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from beco.config import Crf
+from beco.errors import UserError
 
 FLOOR = 1e-5  # below this a probability counts as this much, as in pydensecrf.utils.unary_from_softmax
 
@@ -15,10 +16,9 @@ def refine(image: np.ndarray, label: np.ndarray, labels: int, settings: Crf) -> 
     `image` (H, W, 3) uint8 RGB, `label` (H, W) integers in 0…labels-1, `labels` >= 2. Returns (labels, H, W) float32
     that sums to 1 over the labels.
     """
-    from pydensecrf.utils import unary_from_labels
-
-    unary = unary_from_labels(label, labels, gt_prob=settings.gt_prob, zero_unsure=False)
-    return _mean_field(image, unary.reshape(labels, *label.shape), settings)
+    others = (1 - settings.gt_prob) / (labels - 1)
+    believed = np.arange(labels)[:, None, None] == label
+    return _mean_field(image, -np.log(np.where(believed, settings.gt_prob, others)), settings)
 
 
 def posterior(image: np.ndarray, probabilities: np.ndarray, settings: Crf) -> np.ndarray:
@@ -41,8 +41,13 @@ def _mean_field(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarr
 
 
 def _pydensecrf(image: np.ndarray, unary: np.ndarray, settings: Crf) -> np.ndarray:
-    from pydensecrf.densecrf import DenseCRF2D
-
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+    except ImportError as error:
+        raise UserError(
+            "crf.backend: pydensecrf is not installed; set it to torch, or install the package pydensecrf2 "
+            "(with a C++ compiler)"
+        ) from error
     labels, height, width = unary.shape
     field = DenseCRF2D(width, height, labels)
     field.setUnaryEnergy(unary.reshape(labels, -1))

@@ -120,7 +120,7 @@ def test_a_docstring_that_comes_or_goes_does_not_count(changed_by: Edit) -> None
 def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) -> None:
     training = {"beco.stage1.classifier", "beco.stage1.cam", "beco.stage2.train", "beco.stage2.predict"}
     assert changed_by("stage1/labels.py", replacing("order=1", "order=0")) == {"beco.stage1.labels"}
-    assert changed_by("crf.py", replacing("zero_unsure=False", "zero_unsure=True")) == {
+    assert changed_by("crf.py", replacing("1 - settings.gt_prob", "2 - settings.gt_prob")) == {
         "beco.stage1.labels",
         "beco.stage2.predict",  # which may run a CRF after the networks
     }

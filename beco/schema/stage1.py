@@ -40,7 +40,9 @@ class Cam(Section):
 class Crf(Section):
     """Fully connected CRF (Krähenbühl & Koltun 2011), with IRN's values as defaults."""
 
-    backend: Literal["pydensecrf", "torch"] = Field("pydensecrf", description="which implementation")
+    backend: Literal["torch", "pydensecrf"] = Field(
+        "torch", description="ours, or the C++ package, which is an optional extra; the same labels"
+    )
     iterations: Count = Field(10, description="mean-field iterations")
     gt_prob: Annotated[float, Field(gt=0, lt=1)] = Field(0.7, description="belief in the label that comes in")
     gaussian_sxy: Positive = Field(3.0, description="width of the smoothness kernel, pixels")
@@ -58,14 +60,30 @@ class Irn(Section):
         default_factory=lambda: Schedule(epochs=3, batch_size=32), description="length and batch"
     )
     optimiser: ClassifierOptimiser = Field(default_factory=ClassifierOptimiser, description="optimiser")
-    radius: Count = Field(10, description="distance of the pixel pairs that training compares, at stride 4")
-    walk_radius: Count = Field(5, description="distance of the steps of the random walk, at stride 4")
+    radius: Annotated[int, Field(ge=2)] = Field(
+        10, description="training compares pixels that are less than this apart, at stride 4"
+    )
+    walk_radius: Annotated[int, Field(ge=2)] = Field(
+        5, description="steps of the random walk are shorter than this, at stride 4"
+    )
     beta: Positive = Field(10.0, description="power to which affinities are raised before the walk")
-    squarings: Count = Field(8, description="the walk takes 2^squarings steps (code: exp_times)")
+    squarings: Annotated[int, Field(ge=0, le=16)] = Field(
+        8, description="the walk takes 2^squarings steps (code: exp_times)"
+    )
     resize: Annotated[int, Field(ge=32)] | None = Field(
         None, description="long side of the picture for the walk, pixels; null: the picture's own size"
     )
     seed: int = Field(0, ge=0, description="seed of initialisation and augmentation")
+
+    @staticmethod
+    def walk_keys() -> set[str]:
+        """The settings of the random walk alone: a change of them trains nothing again."""
+        return {"walk_radius", "beta", "squarings", "resize"}
+
+    @classmethod
+    def training_keys(cls) -> set[str]:
+        """The settings of the training."""
+        return set(cls.model_fields) - cls.walk_keys()
 
 
 class Import(Section):
@@ -93,6 +111,15 @@ class Labels(Section):
     crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
     irn: Irn = Field(default_factory=Irn, description="training and random walk (refine: irn)")
     source: Import | None = Field(None, description="what to import (refine: import)")
+
+    def label_keys(self) -> set[str]:
+        """The settings that the labels follow from, given the CAMs or, with refine: irn, the scores of the walk."""
+        by_crf = {"foreground_threshold", "background_threshold", "crf"}
+        return {"refine", *({"none": {"background"}, "irn": {"background"}, "crf": by_crf}.get(self.refine, set()))}
+
+    def for_pairs(self) -> Labels:
+        """The recipe of the confident labels that IRN learns from (refine: irn): its own, by CRF."""
+        return self.model_copy(update={"refine": "crf"})
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> Labels:
