@@ -120,10 +120,60 @@ def cams(
 
 
 @app.command()
-def labels(
+def train_irn(
+    manifest: ManifestPath,
+    root: Root,
+    classifier: Annotated[Path, typer.Option(help="classifier.safetensors, whose backbone is used")],
+    labels: Annotated[Path, typer.Option(help="labels.h5 made with refine: crf, 255 where nothing is believed")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    replace: Replace = False,
+) -> None:
+    """Train the inter-pixel relation network (IRN) on confident pseudo-labels."""
+    from beco.config import Irn, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import irn_train
+
+    pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
+    compute = Compute(device, threads, workers, devices, nodes)
+    irn_train.train(pictures, classifier, labels, chosen, compute, output, replace)
+
+
+@app.command()
+def refine(
     manifest: ManifestPath,
     root: Root,
     cams: Annotated[Path, typer.Option(help="cams.h5")],
+    irn: Annotated[Path, typer.Option(help="irn.safetensors")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Let CAMs walk at random within IRN's boundaries; `beco labels` makes labels of the scores."""
+    from beco.config import Irn, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import irn_walk
+
+    pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
+    irn_walk.infer(pictures, cams, irn, chosen, Compute(device, threads), shard, output)
+
+
+@app.command()
+def labels(
+    manifest: ManifestPath,
+    root: Root,
+    cams: Annotated[Path, typer.Option(help="cams.h5; with refine: irn the scores of beco refine")],
     output: Output,
     split: Split = "train",
     settings: Settings = None,
@@ -147,6 +197,37 @@ def gather(
     from beco import store
 
     store.gather(parts, output)
+
+
+@app.command()
+def import_labels(
+    source: Annotated[Path, typer.Argument(help="folder with one .png, .npy or .pt for each picture")],
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    split: Split = "train",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, or: index-png, colour-png (VOC colours), irn (also ReCAM, PPC, RIB, AMN, ToCo), clip-es, "
+            "seam (also EPS), seam-crf (with a plane for the background), beco-score, toco-logits",
+        ),
+    ] = "auto",
+    background: Annotated[
+        float, typer.Option(min=0, max=1, help="the background's score, where the files have none")
+    ] = 0.25,
+    confidence: Annotated[
+        Path | None, typer.Option(help="folder of masks of trusted pixels (0/255 or 0/1 PNG), or of scores")
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="no file: no opinion anywhere")] = False,
+) -> None:
+    """Turn what another stage-one program left in a folder into labels.h5."""
+    from beco.datasets import manifest as manifests
+    from beco.stage1 import imports as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.make(pictures, source, output, form, background, confidence, allow_missing)
 
 
 @app.command()
@@ -347,6 +428,38 @@ def report(
     found, sources = _sources(runs, labels)
     pictures = manifests.read(manifest, root)
     stage.write_report(pictures, "train", "val", cams, sources, found, classifier, gallery, output, title)
+
+
+@app.command()
+def benchmark(
+    what: Annotated[str, typer.Option(help="training, stages, stores or all")] = "training",
+    preset: Annotated[str, typer.Option(help="demo (config.yaml's) or paper (two ResNet-101 at 512²)")] = "demo",
+    network: Annotated[str | None, typer.Option(help="settings over the preset's network, YAML text or file")] = None,
+    settings: Settings = None,
+    recipe: Annotated[str, typer.Option(help="single, cotraining or beco")] = "beco",
+    classes: Annotated[int | None, typer.Option(min=1, max=254, help="default: 6 (demo), 20 (paper)")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="measurements; default by preset")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="rough figures in seconds")] = False,
+    size: Annotated[int, typer.Option(min=48, help="side of the stages' pictures, pixels")] = 256,
+    entries: Annotated[int, typer.Option(min=1, help="pictures in the store that is opened")] = 100_000,
+    manifest: Annotated[Path | None, typer.Option(help="manifest.csv: feed these pictures")] = None,
+    labels: Annotated[Path | None, typer.Option(help="labels.h5, with --manifest")] = None,
+    root: Annotated[Path | None, typer.Option(help="dataset root, with --manifest")] = None,
+    split: Split = "train",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write")] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = 0,
+    compile: Compile = False,
+) -> None:
+    """Measure the speed on this machine against bounds of the same run."""
+    from beco.benchmark import report as stage
+    from beco.engine import Compute
+
+    options = stage.Options(
+        preset, network, settings, recipe, classes, rounds, quick, size, entries, manifest, labels, root, split
+    )
+    stage.run(what, options, Compute(device, threads, workers, compile=compile), output)
 
 
 def main() -> None:

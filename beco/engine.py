@@ -120,7 +120,7 @@ def fit(
         part_slots(schedule.batch_size, fabric.world_size * schedule.accumulate, number)
         for number in range(fabric.global_rank * schedule.accumulate, (fabric.global_rank + 1) * schedule.accumulate)
     ]
-    optim = _optimiser(task, optimiser)
+    optim = make_optimiser(task, optimiser)
     bare, bare_optim = task, optim
     module, optim = fabric.setup(prepared(task, fabric), optim)
     checkpoint = Checkpoint(folder / "checkpoint.pt", identity)
@@ -136,7 +136,7 @@ def fit(
     progress = _Progress(fabric, state, sampler.per_epoch, steps, folder, name)
     started = saved = time.monotonic()
     module.train()
-    for batch in _batches(dataset, sampler, fabric.device, compute.workers, state):
+    for batch in batches_on_device(dataset, sampler, fabric.device, compute.workers, state):
         lr = poly_lr(state.step, steps, optimiser)
         for group in optim.param_groups:
             group["lr"] = lr * group["factor"]
@@ -224,7 +224,7 @@ def step_of_parts(
         add(scalars, len(parts))
 
 
-def _batches(
+def batches_on_device(
     dataset: Dataset[Any], sampler: StepSampler, device: torch.device, workers: int, state: State
 ) -> Iterator[dict[str, Tensor]]:
     """The sampler's batches on their device; the time that the loop waits for them goes to `state.waited`."""
@@ -242,15 +242,16 @@ def _batches(
         asked = time.monotonic()
 
 
-def _optimiser(task: Any, settings: Optimiser) -> torch.optim.Optimizer:
+def make_optimiser(task: Any, settings: Optimiser) -> torch.optim.Optimizer:
+    """The optimiser of all parameters, in one pass over memory; a group's `factor` multiplies the schedule's rate."""
     groups: list[dict[str, Any]] = [
         {"params": parameters, "factor": settings.head_lr_factor if head else 1.0}
         for parameters, head in task.parameter_groups()
         if parameters
     ]
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, fused=True)
 
 
 def _seed(value: int, device: torch.device) -> None:

@@ -39,8 +39,8 @@ def reliable_pixels(label: np.ndarray, confidence: np.ndarray, fraction: float) 
 
     `label` (H, W) uint8 and `confidence` (H, W) give an (H, W) bool array. Of a class with n pixels, those are kept
     whose confidence is at least that of the ⌊fraction · n⌋-th most confident one. Pixels that tie with it are kept
-    too: which of them an unstable sort would have kept is arbitrary. Pixels without any confidence and uncertain ones (255)
-    are never reliable.
+    too: which of them an unstable sort would have kept is arbitrary. Pixels without any confidence and uncertain
+    ones (255) are never reliable.
     """
     reliable = np.zeros(label.shape, dtype=bool)
     for value in np.unique(label):

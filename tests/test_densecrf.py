@@ -309,7 +309,7 @@ def test_the_backend_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     image, given = picture(4, 5), probabilities(2, 4, 5)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     assert crf.posterior(image, given, Crf(backend="torch")).shape == (2, 4, 5)
-    with pytest.raises(UserError, match="crf.backend: pydensecrf is not installed"):
+    with pytest.raises(UserError, match=r"crf\.backend: pydensecrf is not installed"):
         crf.posterior(image, given, Crf(backend="pydensecrf"))
 
 

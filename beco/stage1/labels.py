@@ -12,6 +12,7 @@ from tqdm import tqdm
 from beco import crf, store
 from beco.config import Labels
 from beco.datasets.manifest import Manifest
+from beco.errors import UserError
 from beco.files import file_hash
 from beco.pseudolabels import UNCERTAIN
 from beco.shards import shard_ids
@@ -19,10 +20,16 @@ from beco.store import Store
 
 
 def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: Path) -> None:
-    """Write the pseudo-labels of one shard of `manifest` (one split) as a store with `label` and `confidence`."""
+    """Write the pseudo-labels of one shard of `manifest` (one split) as a store with `label` and `confidence`.
+
+    With refine: irn, `cams` are the scores that `beco refine` makes; UserError if the one is given for the other.
+    """
     source = Store(cams)
+    if ("walk" in source.attributes) != (settings.refine == "irn"):
+        wanted = "the scores of beco refine" if settings.refine == "irn" else "the CAMs of beco cams"
+        raise UserError(f"{cams}: not what refine: {settings.refine} starts from; give {wanted}")
     attributes = {
-        "labels": settings.model_dump(mode="json"),
+        "labels": settings.model_dump(mode="json", include=settings.label_keys()),
         "cams": file_hash(cams),
         "classes": manifest.classes,
     }
@@ -32,10 +39,11 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
             height, width = manifest.size(image_id)
             cam = upsampled(source.get("cam", image_id), height, width)
             values = source.attribute("cam", image_id, "classes")
-            if settings.refine == "none":
-                label, confidence = from_scores(with_background(cam, settings.background), values)
-            else:
+            if settings.refine == "crf":
                 label, confidence = from_crf(manifest.image(image_id), cam, values, settings)
+            else:
+                scores = share_of_maximum(cam) if settings.refine == "irn" else cam
+                label, confidence = from_scores(with_background(scores, settings.background), values)
             writer.put("label", image_id, label)
             writer.put("confidence", image_id, confidence.astype(np.float16))
 
@@ -44,6 +52,11 @@ def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:
     """(K, h, w) -> (K, height, width) float32, bilinear between pixel centres."""
     planes = [resize(plane, (height, width), order=1, mode="edge") for plane in cam.astype(np.float32)]
     return np.stack(planes) if planes else np.zeros((0, height, width), np.float32)
+
+
+def share_of_maximum(scores: np.ndarray) -> np.ndarray:
+    """Divide (K, H, W) scores by the maximum over all classes and pixels, as IRN does; no scores stay no scores."""
+    return scores / max(float(scores.max(initial=0)), 1e-12)
 
 
 def with_background(cam: np.ndarray, background: float) -> np.ndarray:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from beco.sampling import Draws
 
+VALUES = 256  # what a label may be; the last is no opinion
+
 
 @dataclass(frozen=True)
 class Supervision:
@@ -39,9 +41,8 @@ def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_backgrou
     `label` (B, H, W) int64, `trusted` (B, H, W) bool, `draws` (B, classes + 1) in [0, 1), the highest of which win
     -> (B, classes + 1) bool by label value. Pixels labelled 255 count for nothing.
     """
-    counted = torch.where(trusted & (label <= classes), label, classes + 1).flatten(1)
-    present = torch.zeros(len(label), classes + 2, device=label.device).scatter_(1, counted, 1.0)
-    present = present[:, : classes + 1].bool()
+    seen = torch.where(trusted, label, VALUES - 1).flatten(1)
+    present = torch.zeros(len(label), VALUES, device=label.device).scatter_(1, seen, 1.0)[:, : classes + 1] > 0
     if ignore_background:
         present[:, 0] = False
     rank = draws.masked_fill(~present, -1.0).argsort(1, descending=True).argsort(1)
@@ -50,20 +51,21 @@ def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_backgrou
 
 def paste_mask(label: Tensor, trusted: Tensor, chosen: Tensor) -> Tensor:
     """Trusted pixels of the chosen classes: (B, H, W) bool."""
-    values = label.clamp(max=chosen.shape[1] - 1)
-    of_chosen = chosen.gather(1, values.flatten(1)).view_as(label)
-    return of_chosen & trusted & (label < chosen.shape[1])
+    chosen = F.pad(chosen, (0, VALUES - chosen.shape[1]))
+    return chosen.gather(1, label.flatten(1)).view_as(label) & trusted
 
 
 def boundary_band(mask: Tensor, width: int) -> Tensor:
     """Dilation minus erosion of (B, H, W) bool masks by a square of side 2·width + 1; empty for width 0."""
     if width == 0:
         return torch.zeros_like(mask)
-    plane = mask.float().unsqueeze(1)
-    side = 2 * width + 1
-    dilated = F.max_pool2d(plane, side, 1, width)
-    eroded = -F.max_pool2d(-plane, side, 1, width)
-    return (dilated != eroded).squeeze(1)
+    near = torch.stack([mask, ~mask])  # what is not eroded is what the complement's dilation does not reach
+    for axis in (2, 3):
+        size, here = near.shape[axis], near.clone()
+        for shift in range(1, min(width, size - 1) + 1):
+            near.narrow(axis, shift, size - shift).logical_or_(here.narrow(axis, 0, size - shift))
+            near.narrow(axis, 0, size - shift).logical_or_(here.narrow(axis, shift, size - shift))
+    return near[0] & near[1]
 
 
 def mix(
@@ -90,9 +92,10 @@ def mix(
     chances, order = draws.uniform(), draws.uniform(classes + 1)
     chosen = choose_classes(donor_label, donor_trusted, classes, ignore_background, order)
     mixed = (chances < probability).view(-1, 1, 1)
-    pasted = paste_mask(donor_label, donor_trusted, chosen) & mixed
+    pasted = paste_mask(donor_label, donor_trusted, chosen & mixed.view(-1, 1))
     return Supervision(
-        images=torch.where(pasted.unsqueeze(1), partners(images), images),
+        # a weight of 0 or 1 is exact, and faster than `where`
+        images=torch.lerp(images, partners(images), pasted.unsqueeze(1).to(images.dtype)),
         label=torch.where(mixed, torch.where(pasted, donor_label, label), offline[0]),
         reliable=torch.where(mixed, pasted | trusted, offline[1]),
         band=boundary_band(pasted, band_width),

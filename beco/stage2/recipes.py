@@ -71,7 +71,7 @@ class RecipeTask(nn.Module):
         warm = step < warmup_steps(self.settings, steps)
         online = offline if warm or settings.labels == "offline" else self._online(images)
         return mix(
-            images,
+            images.contiguous(),  # colour by colour in memory, as pasting and colouring want it
             offline,
             online,
             self.classes,
@@ -85,10 +85,21 @@ class RecipeTask(nn.Module):
     def _online(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What both networks, in evaluation mode, think of the clean pictures: label, and softmax above threshold."""
         self.networks.eval()
-        mean = sum((network(images) for network in self.networks), torch.zeros(())) / len(self.networks)
+        logits = [network(images) for network in self.networks]
         self.networks.train()
-        probability, label = mean.softmax(1).max(1)
-        return label, probability > self.settings.mix.online_threshold
+        return online_labels(logits, self.settings.mix.online_threshold)
+
+
+def online_labels(logits: list[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
+    """Where the mean of logits, each (B, K+1, H, W), is highest, and whether its softmax exceeds `threshold` there.
+
+    Returns (B, H, W) int64 and bool. The first of the logits is overwritten.
+    """
+    mean = logits[0]
+    for other in logits[1:]:
+        mean += other
+    probability, label = mean.div_(len(logits)).softmax(1).max(1)
+    return label, probability > threshold
 
 
 def warmup_steps(settings: Training, steps: int) -> float:
@@ -109,24 +120,25 @@ def cotraining_losses(
     """
     reliable, band = target.reliable.float(), target.band.float()
     opinion = reliable * (target.label != IGNORE)
-    to_label = opinion * (1 + settings.mix.band_weight * band)
-    to_peer = (1 - reliable) * (1 + settings.mix.band_weight_peer * band)
+    unreliable = 1 - reliable
+    to_label = torch.addcmul(opinion, opinion, band, value=settings.mix.band_weight)
+    to_peer = torch.addcmul(unreliable, unreliable, band, value=settings.mix.band_weight_peer)
     if settings.loss_mean == "labelled":
         to_label = to_label / opinion.mean().clamp(min=1 / opinion.numel())
-        to_peer = to_peer / (1 - reliable).mean().clamp(min=1 / opinion.numel())
-    decisions = first.argmax(1), second.argmax(1)
-    label_loss = peer_loss = torch.zeros((), device=first.device)
-    for logits, peer in ((first, decisions[1]), (second, decisions[0])):
-        # a pixel learns from one of the two, so that one cross-entropy serves both terms
-        teacher = torch.where(target.reliable, target.label, peer)
-        losses = F.cross_entropy(logits, teacher, ignore_index=IGNORE, reduction="none")
-        label_loss = label_loss + (losses * to_label).mean()
-        peer_loss = peer_loss + (losses * to_peer).mean()
+        to_peer = to_peer / unreliable.mean().clamp(min=1 / opinion.numel())
+    with torch.no_grad():
+        decisions = first.max(1).indices, second.max(1).indices
+    # a pixel learns from one of the two, so that one cross-entropy serves both terms
+    losses = sum(
+        F.cross_entropy(logits, torch.where(target.reliable, target.label, peer), ignore_index=IGNORE, reduction="none")
+        for logits, peer in ((first, decisions[1]), (second, decisions[0]))
+    )
+    label_loss, peer_loss = (losses * to_label).mean(), (losses * to_peer).mean()
     return {
         "loss": label_loss + peer_weight * peer_loss,
         "loss_label": label_loss.detach(),
         "loss_peer": peer_loss.detach(),
         "share_agreeing": (decisions[0] == decisions[1]).float().mean(),
-        "share_reliable": target.reliable.float().mean(),
+        "share_reliable": reliable.mean(),
         "share_pasted": target.pasted.float().mean(),
     }

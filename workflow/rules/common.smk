@@ -109,6 +109,59 @@ def run_folder(name, seed):
     return f"{BASE}/{CONFIG.experiments[name].labels}/{name}/seed{seed}"
 
 
+def recipes(*kinds):
+    """What the wildcard `labels` may be in a rule that is for some values of `refine` alone."""
+    names = [name for name, recipe in CONFIG.labels.items() if recipe.refine in kinds]
+    return "|".join(names) or "(?!)"  # matches nothing
+
+
+def label_settings(wildcards):
+    """The settings that the labels follow from, given the class maps."""
+    recipe = CONFIG.labels[wildcards.labels]
+    return recipe.model_dump_json(include=recipe.label_keys())
+
+
+def pair_settings(wildcards):
+    """The settings of the confident labels that IRN learns from."""
+    recipe = CONFIG.labels[wildcards.labels].for_pairs()
+    return recipe.model_dump_json(include=recipe.label_keys())
+
+
+def pair_labels(wildcards):
+    """The confident labels that IRN learns from: a CRF recipe's of the same settings, if there is one, or its own."""
+    wanted = pair_settings(wildcards)
+    for name, recipe in CONFIG.labels.items():
+        same = recipe.model_dump_json(include=recipe.label_keys()) == wanted
+        if recipe.refine == "crf" and same:
+            return f"{BASE}/{name}/labels.h5"
+    return f"{BASE}/{wildcards.labels}/pairs.h5"
+
+
+def class_maps(wildcards):
+    """What labels are made of: the CAMs, or their scores after IRN's walk; these are shared by recipes of one IRN."""
+    recipe = CONFIG.labels[wildcards.labels]
+    if recipe.refine != "irn":
+        return f"{BASE}/cams.h5"
+    keys = {"refine", "irn"} | recipe.for_pairs().label_keys()
+    wanted = recipe.model_dump(include=keys)
+    same = [
+        name
+        for name, other in CONFIG.labels.items()
+        if other.model_dump(include=keys) == wanted
+    ]
+    return f"{BASE}/{same[0]}/scores.h5"
+
+
+def irn_settings(part):
+    """The settings of IRN's training or of its walk, as a function of the wildcards."""
+
+    def chosen(wildcards):
+        settings = CONFIG.labels[wildcards.labels].irn
+        return settings.model_dump_json(include=getattr(settings, f"{part}_keys")())
+
+    return chosen
+
+
 def pseudo_labels(wildcards):
     """The labels that an experiment learns from; none if it learns from the training masks."""
     return (

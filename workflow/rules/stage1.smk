@@ -91,9 +91,9 @@ rule gather_cams:
 rule make_labels:
     input:
         manifest=f"{BASE}/manifest.csv",
-        cams=f"{BASE}/cams.h5",
+        cams=class_maps,
     output:
-        temp(f"{BASE}/shards/{{labels}}.{{scatteritem}}.h5"),
+        temp(f"{BASE}/shards/labels.{{labels}}.{{scatteritem}}.h5"),
     log:
         f"{BASE}/logs/make_labels.{{labels}}.{{scatteritem}}.log",
     benchmark:
@@ -107,7 +107,7 @@ rule make_labels:
         gpu=0,
     params:
         root=dataset_root(),
-        settings=lambda wildcards: CONFIG.labels[wildcards.labels].model_dump_json(),
+        settings=label_settings,
         code=stage_hash("beco.stage1.labels"),
     message:
         "Pseudo-labels `{wildcards.labels}`, shard {wildcards.scatteritem}"
@@ -119,7 +119,7 @@ rule make_labels:
 rule gather_labels:
     input:
         lambda wildcards: gather.labels(
-            f"{BASE}/shards/{wildcards.labels}.{{scatteritem}}.h5"
+            f"{BASE}/shards/labels.{wildcards.labels}.{{scatteritem}}.h5"
         ),
     output:
         f"{BASE}/{{labels}}/labels.h5",
@@ -127,6 +127,8 @@ rule gather_labels:
         f"{BASE}/logs/gather_labels.{{labels}}.log",
     benchmark:
         f"{BASE}/benchmarks/gather_labels.{{labels}}.tsv"
+    wildcard_constraints:
+        labels=recipes("none", "crf", "irn"),
     conda:
         ENVIRONMENT
     threads: 1
@@ -138,5 +140,133 @@ rule gather_labels:
         code=stage_hash("beco.store"),
     message:
         "Joining the shards of the pseudo-labels `{wildcards.labels}`"
+    shell:
+        "beco --log {log:q} gather {input:q} --output {output:q}"
+
+
+# With refine: irn. Confident labels -> pairs of pixels -> IRN -> CAMs after its random walk.
+
+
+use rule make_labels as make_pairs with:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        cams=f"{BASE}/cams.h5",
+    output:
+        temp(f"{BASE}/shards/pairs.{{labels}}.{{scatteritem}}.h5"),
+    log:
+        f"{BASE}/logs/make_pairs.{{labels}}.{{scatteritem}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/make_pairs.{{labels}}.{{scatteritem}}.tsv"
+    params:
+        root=dataset_root(),
+        settings=pair_settings,
+        code=stage_hash("beco.stage1.labels"),
+    message:
+        "Confident labels for the IRN of `{wildcards.labels}`, shard {wildcards.scatteritem}"
+
+
+use rule gather_labels as gather_pairs with:
+    input:
+        lambda wildcards: gather.labels(
+            f"{BASE}/shards/pairs.{wildcards.labels}.{{scatteritem}}.h5"
+        ),
+    output:
+        f"{BASE}/{{labels}}/pairs.h5",
+    log:
+        f"{BASE}/logs/gather_pairs.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/gather_pairs.{{labels}}.tsv"
+    message:
+        "Joining the shards of the confident labels for the IRN of `{wildcards.labels}`"
+
+
+rule train_irn:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        classifier=f"{BASE}/classifier/classifier.safetensors",
+        labels=pair_labels,
+    output:
+        network=f"{BASE}/{{labels}}/irn/irn.safetensors",
+        summary=f"{BASE}/{{labels}}/irn/irn.json",
+    log:
+        f"{BASE}/logs/train_irn.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/train_irn.{{labels}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+        gpu=GPU,
+        device=COMPUTE.device,
+        workers=COMPUTE.workers,
+    params:
+        root=dataset_root(),
+        settings=irn_settings("training"),
+        folder=subpath(output.network, parent=True),
+        code=stage_hash("beco.stage1.irn_train"),
+    message:
+        "Training the inter-pixel relation network of `{wildcards.labels}`"
+    shell:
+        "beco --log {log:q} train-irn --manifest {input.manifest:q} --root {params.root:q}"
+        " --classifier {input.classifier:q} --labels {input.labels:q} --settings {params.settings:q}"
+        " --output {params.folder:q} --replace"
+        " --device {resources.device} --workers {resources.workers} --threads {threads}"
+
+
+rule random_walk:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        cams=f"{BASE}/cams.h5",
+        network=f"{BASE}/{{labels}}/irn/irn.safetensors",
+    output:
+        temp(f"{BASE}/shards/scores.{{labels}}.{{scatteritem}}.h5"),
+    log:
+        f"{BASE}/logs/random_walk.{{labels}}.{{scatteritem}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/random_walk.{{labels}}.{{scatteritem}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=6000,
+        runtime=720,
+        gpu=GPU,
+        device=COMPUTE.device,
+    params:
+        root=dataset_root(),
+        settings=irn_settings("walk"),
+        code=stage_hash("beco.stage1.irn_walk"),
+    message:
+        "IRN's random walk for `{wildcards.labels}`, shard {wildcards.scatteritem}"
+    shell:
+        "beco --log {log:q} refine --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        " --irn {input.network:q} --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+        " --device {resources.device} --threads {threads}"
+
+
+rule gather_scores:
+    input:
+        lambda wildcards: gather.cams(
+            f"{BASE}/shards/scores.{wildcards.labels}.{{scatteritem}}.h5"
+        ),
+    output:
+        f"{BASE}/{{labels}}/scores.h5",
+    log:
+        f"{BASE}/logs/gather_scores.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/gather_scores.{{labels}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=0,
+    params:
+        code=stage_hash("beco.store"),
+    message:
+        "Joining the shards of the scores of `{wildcards.labels}`"
     shell:
         "beco --log {log:q} gather {input:q} --output {output:q}"

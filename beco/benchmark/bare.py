@@ -1,0 +1,85 @@
+"""The bound of a training step: bare passes of its networks, what they count in FLOPs, and the device's own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from beco.benchmark.clock import fastest
+from beco.datasets.manifest import IGNORE
+
+CONVOLUTION = (16, 256, 64)  # pictures, channels in and out, side of the map: 3×3, stride 1
+
+
+def passes(
+    fabric: Fabric, networks: nn.ModuleList, parts: list[tuple[Tensor, Tensor]], online: bool
+) -> Callable[[], None]:
+    """What any implementation of a step has to compute, on resident tensors, as a function to be called.
+
+    For each part, pictures (B, 3, H, W) float in [0, 1] and labels (B, H, W) int64: with `online`, the networks in
+    evaluation mode without gradient; then in training mode, one plain cross-entropy each, and the backward pass, under
+    the training's autocast. Gradients are dropped at the end; nothing is optimised.
+    """
+
+    def run() -> None:
+        for images, target in parts:
+            with fabric.autocast():
+                if online:
+                    evaluated(networks, images)
+                losses = [F.cross_entropy(network(images), target, ignore_index=IGNORE) for network in networks]
+            (torch.stack(losses).sum() / len(parts)).backward()
+        for parameter in networks.parameters():
+            parameter.grad = None
+
+    return run
+
+
+@torch.no_grad()
+def evaluated(networks: nn.ModuleList, images: Tensor) -> list[Tensor]:
+    """Logits of all networks in evaluation mode, without gradient; in training mode again afterwards."""
+    networks.eval()
+    logits = [network(images) for network in networks]
+    networks.train()
+    return logits
+
+
+def forward_flops(build: Callable[[], nn.Module], size: int) -> int:
+    """FLOPs (a multiplication and an addition are two) of one picture of `size`² pixels through a network.
+
+    Counted on tensors without content, so it costs neither time nor memory.
+    """
+    with torch.device("meta"):
+        network = build().eval()
+        images = torch.empty(1, 3, size, size)
+    return count(lambda: network(images))
+
+
+def count(run: Callable[[], Any]) -> int:
+    """FLOPs of the convolutions and matrix products that `run` computes."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        run()
+    return counter.get_total_flops()
+
+
+def convolution_rate(fabric: Fabric, rounds: int) -> float:
+    """TFLOP/s of a large 3×3 convolution, forward, channels last, at the precision of the training."""
+    pictures, channels, side = CONVOLUTION
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=fabric.device)
+    images = torch.randn(pictures, channels, side, side, device=fabric.device)
+    with fabric.autocast():
+        kind = layer(images[:1]).dtype
+    layer = layer.to(kind).to(memory_format=torch.channels_last)
+    images = images.to(kind).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def run() -> None:
+        layer(images)
+
+    return count(run) / fastest(run, rounds) / 1e12

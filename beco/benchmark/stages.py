@@ -1,0 +1,162 @@
+"""Pictures a second of the stages that go picture by picture, and what a second process adds."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.benchmark import timer
+
+from beco import crf, store
+from beco.benchmark import pictures
+from beco.benchmark.presets import SMALL
+from beco.config import Cam, Crf, Encoder, Labels
+from beco.evaluation.metrics import count, count_border
+from beco.pseudolabels import PseudoLabels, reliable_pixels
+from beco.stage1 import cam as cams
+from beco.stage1 import labels as stage
+from beco.stage1.classifier import CamNetwork
+
+CLASSES = 20
+Task = Callable[[], object]
+
+
+def measure(folder: Path, size: int, seconds: float) -> dict[str, Any]:
+    """Pictures of `size`² pixels a second of one processor's time of each stage, and the gain from 1 to 2 processes.
+
+    Every stage runs for about `seconds`, or for one picture if that takes longer.
+    """
+    torch.set_num_threads(1)
+    path = folder / "labels.h5"
+    _write(path, size, 8)
+    tasks: dict[str, Task] = {
+        "cam": _cam(size),
+        **{f"crf_{backend}_{labels}": _crf(backend, labels, size) for backend in _backends() for labels in (3, 21)},
+        "labels_from_cam": _labels("none", size),
+        "labels_from_cam_crf": _labels("crf", size),
+        "store_write": _writing(folder / "written.h5", size),
+        "store_read": _reading(path),
+        "evaluate": _evaluating(size),
+    }
+    rates = {name: _rate(task, seconds, time.process_time) for name, task in tasks.items()}
+    return {
+        "size": size,
+        "pictures_per_core_s": rates,
+        "gain_of_second_process": _gains(
+            {"crf": partial(_crf, "pydensecrf", 3, size), "store_read": partial(_reading, path)}, seconds
+        ),
+    }
+
+
+def _backends() -> list[str]:
+    return ["pydensecrf", *(["torch"] if importlib.util.find_spec("beco.densecrf") else [])]
+
+
+def _rate(task: Task, seconds: float, clock: Callable[[], float] = timer) -> float:
+    """Pictures a second of `clock`; each call of `task` is one picture, and the first call does not count.
+
+    By `time.process_time` it is a second of one processor, whoever else is at work on the machine.
+    """
+    task()
+    done, started, began = 0, timer(), clock()
+    while timer() - started < seconds or not done:
+        task()
+        done += 1
+    return done / (clock() - began)
+
+
+def _gains(makers: dict[str, Callable[[], Task]], seconds: float) -> dict[str, float]:
+    """How many times the rate of one process two have, spawned afresh and working at the same time.
+
+    Measured one, two, one, two, so that a load that comes meanwhile weighs on both.
+    """
+    gains = {}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for name, make in makers.items():
+            list(pool.map(_rate_in_process, [make] * 2, [0.0] * 2))  # both have started and imported
+            found = [sum(pool.map(_rate_in_process, [make] * many, [seconds] * many)) for many in (1, 2, 1, 2)]
+            gains[name] = sum(found[1::2]) / sum(found[::2])
+    return gains
+
+
+def _rate_in_process(make: Callable[[], Task], seconds: float) -> float:
+    torch.set_num_threads(1)
+    return _rate(make(), seconds)
+
+
+def _write(path: Path, size: int, entries: int) -> None:
+    rng = np.random.default_rng(0)
+    with store.create(path, classes=["a"]) as writer:
+        for number in range(entries):
+            label, confidence = pictures.pseudo_label(rng, CLASSES, size, size)
+            writer.put("label", str(number), label)
+            writer.put("confidence", str(number), confidence)
+
+
+def _cam(size: int) -> Task:
+    """A small network over three scales and their mirror images."""
+    torch.manual_seed(0)
+    network = CamNetwork(Encoder.model_validate(SMALL), 8, CLASSES).eval().to(memory_format=torch.channels_last)
+    images, settings = torch.rand(1, 3, size, size), Cam(scales=[1.0, 1.5, 2.0])
+    return lambda: cams.multi_scale_maps(network, images, settings)
+
+
+def _crf(backend: str, labels: int, size: int) -> Task:
+    rng = np.random.default_rng(0)
+    image, label = pictures.picture(rng, size, size), pictures.smooth(rng, labels, size, size, 6).argmax(0)
+    settings = Crf.model_validate({"backend": backend})
+    return lambda: crf.refine(image, label, labels, settings)
+
+
+def _labels(refine: str, size: int) -> Task:
+    """What `beco labels` does with the CAMs of two classes, reading and writing apart."""
+    rng, values = np.random.default_rng(0), np.array([3, 7])
+    image, planes = pictures.picture(rng, size, size), pictures.smooth(rng, 2, -(-size // 4), -(-size // 4), 6)
+    settings = Labels.model_validate({"refine": refine})
+
+    def make() -> object:
+        cam = stage.upsampled(planes, size, size)
+        if refine == "none":
+            return stage.from_scores(stage.with_background(cam, settings.background), values)
+        return stage.from_crf(image, cam, values, settings)
+
+    return make
+
+
+def _writing(path: Path, size: int) -> Task:
+    """A file of one picture a call: label and confidence."""
+    label, confidence = pictures.pseudo_label(np.random.default_rng(0), CLASSES, size, size)
+
+    def write() -> None:
+        with store.create(path, classes=["a"]) as writer:
+            writer.put("label", "0", label)
+            writer.put("confidence", "0", confidence)
+
+    return write
+
+
+def _reading(path: Path) -> Task:
+    """Label, confidence and the reliable pixels, as the loader reads them."""
+    reader = PseudoLabels(path)
+    ids = reader.ids()
+    turn = iter(range(10**9))
+
+    def read() -> object:
+        image_id = ids[next(turn) % len(ids)]
+        return reliable_pixels(reader.label(image_id), reader.confidence(image_id), 0.5)
+
+    return read
+
+
+def _evaluating(size: int) -> Task:
+    rng = np.random.default_rng(0)
+    truth, prediction = (pictures.pseudo_label(rng, CLASSES, size, size)[0] for _ in range(2))
+    return lambda: (count(prediction, truth, CLASSES + 1), count_border(prediction, truth))

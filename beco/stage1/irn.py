@@ -1,0 +1,169 @@
+"""The inter-pixel relation network: class boundaries and displacements on a frozen backbone (Ahn et al., CVPR 2019).
+
+Both branches read all stages of the classifier's backbone. As in the authors' program, the backbone learns nothing
+here and its batch norm stays in inference mode; so the branches share features but no gradients. Only the boundaries
+take part in semantic pseudo-labels; displacements tell instances apart, and are trained and kept for that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beco import encoders
+from beco.augment import Normalise
+from beco.config import Encoder
+from beco.errors import UserError
+
+STRIDE = 4
+TOGETHER = 64  # pictures of one size, in inference
+MOST_PIXELS = 2**21  # of such a batch: eleven of VOC
+
+
+def grid(height: int, width: int, stride: int = STRIDE) -> tuple[int, int]:
+    """Size of the maps of a picture: a `stride`-th of it, rounded up."""
+    return math.ceil(height / stride), math.ceil(width / stride)
+
+
+class Reduced(nn.Module):
+    """1×1 convolution, group norm, resizing to the size asked for, ReLU; a larger map is first averaged down to it."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, width, 1, bias=False)
+        self.norm = nn.GroupNorm(groups, width)
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        if features.shape[-2] > size[0] or features.shape[-1] > size[1]:
+            features = F.adaptive_avg_pool2d(features, size)
+        return resized(self.norm(self.convolution(features)), size).relu()
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear between pixel centres."""
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+class BoundaryBranch(nn.Module):
+    """Every stage reduced to 32 channels at stride 4, then one 1×1 convolution to one map (IRNet architecture in the
+    paper).
+    """
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Reduced(width, 32, 4) for width in channels)
+        self.head = nn.Conv2d(32 * len(channels), 1, 1)
+
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Features of all stages -> logits (B, *size) of the class boundary map."""
+        stages = [stage(maps, size) for stage, maps in zip(self.stages, features, strict=True)]
+        return self.head(torch.cat(stages, 1))[:, 0]
+
+
+class DisplacementBranch(nn.Module):
+    """A pyramid: the deep stages joined at stride 8, these and the shallow ones at stride 4 (likewise).
+
+    Stages at stride 4 or finer get 64 channels, then 128; deeper ones 256 each.
+    """
+
+    def __init__(self, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.shallow = sum(stride <= STRIDE for stride in strides)
+        widths = [64 if k == 0 else 128 if k < self.shallow else 256 for k in range(len(channels))]
+        self.stages = nn.ModuleList(
+            Reduced(channel, width, width // 16 if width > 64 else 8)
+            for channel, width in zip(channels, widths, strict=True)
+        )
+        self.deep = Reduced(sum(widths[self.shallow :]), 256, 16)
+        self.joined = Reduced(sum(widths[: self.shallow]) + 256, 256, 16)
+        self.head = nn.Conv2d(256, 2, 1, bias=False)
+
+    def forward(self, features: list[Tensor], size: tuple[int, int], half: tuple[int, int]) -> Tensor:
+        """Features of all stages -> displacements (B, 2, *size), (y, x) in pixels of that map; `half` is stride 8."""
+        stages = [
+            stage(maps, size if k < self.shallow else half)
+            for k, (stage, maps) in enumerate(zip(self.stages, features, strict=True))
+        ]
+        deep = self.deep(torch.cat(stages[self.shallow :], 1), size)
+        return self.head(self.joined(torch.cat([*stages[: self.shallow], deep], 1), size))
+
+
+class IrnNetwork(nn.Module):
+    """Backbone at a given output stride, in inference mode for good, and the two branches."""
+
+    mean_displacement: Tensor
+
+    def __init__(self, encoder: Encoder, output_stride: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(encoder)
+        self.backbone = encoders.create_backbone(encoder, output_stride)
+        channels, strides = encoders.feature_channels(self.backbone), encoders.feature_strides(self.backbone)
+        if len(channels) < 3 or strides[0] > STRIDE or strides[-1] <= STRIDE:
+            raise UserError(
+                f"encoder.name: `{encoder.name}` has features at strides {', '.join(map(str, strides))}; IRN wants "
+                "three stages or more, of which one at stride 4 or finer and one coarser"
+            )
+        self.boundary = BoundaryBranch(channels)
+        self.displacement = DisplacementBranch(channels, strides)
+        self.register_buffer("mean_displacement", torch.zeros(2))
+        self.backbone.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> IrnNetwork:
+        """Set the branches' mode; the backbone stays in inference mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) RGB in [0, 1] -> boundary logits (B, h, w) and displacements (B, 2, h, w), h = ⌈H/4⌉."""
+        height, width = images.shape[-2:]
+        with torch.no_grad():
+            features = self.backbone(self.normalise(images))
+        size = grid(height, width)
+        return self.boundary(features, size), self.displacement(features, size, grid(height, width, 2 * STRIDE))
+
+    @torch.inference_mode()
+    def infer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) RGB in [0, 1] -> boundaries (B, h, w) in [0, 1] and displacements (B, 2, h, w), float32.
+
+        Boundaries are those of the mean logit of the picture and its mirror image, at one scale. From displacements
+        the mean over the training pictures is subtracted: a constant shift costs nothing in training, where only
+        differences count (the mean shift of the authors' program).
+        """
+        logits, field = self(torch.cat([images, images.flip(-1)]))
+        straight, mirrored = logits.float().chunk(2)
+        edges = torch.sigmoid((straight + mirrored.flip(-1)) / 2)
+        return edges, field[: len(images)].float() - self.mean_displacement[:, None, None]
+
+
+def from_classifier(path: Path) -> tuple[IrnNetwork, dict[str, str]]:
+    """A network on the backbone of a trained classifier, its branches still random, and the classifier's metadata."""
+    state, metadata = encoders.load_network(path)
+    network = _built(metadata)
+    backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    network.backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in backbone.items()})
+    return network, metadata
+
+
+def load(path: Path) -> tuple[IrnNetwork, list[str]]:
+    """The network that `beco train-irn` saved, in inference mode, and its class names. UserError if it is another's."""
+    state, metadata = encoders.load_network(path)
+    if "mean_displacement" not in state:
+        raise UserError(f"{path}: not an inter-pixel relation network; give the irn.safetensors of beco train-irn")
+    network = _built(metadata)
+    network.load_state_dict(state)
+    return network.eval(), json.loads(metadata["classes"])
+
+
+def _built(metadata: dict[str, str]) -> IrnNetwork:
+    encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
+    network = IrnNetwork(encoder, int(metadata["output_stride"]))
+    encoders.prepare_backbone(network.backbone, encoder)
+    network.backbone.requires_grad_(False)
+    return network
