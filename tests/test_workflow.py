@@ -103,7 +103,7 @@ def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
             "order=0",
             FROM_CRF | {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2},
         ),
-        ("stage2/recipes.py", "argmax(1), second", "argmin(1), second", STAGE_TWO),
+        ("stage2/recipes.py", "first.max(1)", "first.min(1)", STAGE_TWO),
         ("stage1/classifier.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
         ("evaluation/report.py", '"""Write the report as one HTML file.', '1\n    """', {"report": 1}),
     ],

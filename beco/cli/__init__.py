@@ -1,0 +1,45 @@
+"""The `beco` command: parse, call, nothing else. Stages are imported when they are called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from beco.cli.options import app
+from beco.errors import UserError
+
+# each adds its commands, and `beco --help` lists them in the order of the road
+# isort: off
+from beco.cli import stage1  # noqa: F401
+from beco.cli import stage2  # noqa: F401
+from beco.cli import evaluation  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line; a `UserError` is one line on standard error and exit status 1."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
+        os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space")
+    except Exception:
+        logging.getLogger("beco").exception("beco stopped on an error of its own; please report it")
+        sys.exit(2)
+
+
+def _fail(message: str) -> None:
+    for handler in logging.getLogger("beco").handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.makeLogRecord({"msg": message, "levelno": logging.ERROR}))
+    print(f"beco: {message}", file=sys.stderr)
+    sys.exit(1)

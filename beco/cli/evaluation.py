@@ -1,0 +1,128 @@
+"""Commands from predictions to scores, tables and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from beco.cli.options import ManifestPath, Output, Root, Split, Threads, app
+from beco.errors import UserError
+
+
+@app.command()
+def evaluate(
+    manifest: ManifestPath,
+    root: Root,
+    predictions: Annotated[Path, typer.Option(help="folder of <image_id>.png")],
+    output: Output,
+    split: Split = "val",
+    settings: Annotated[str | None, typer.Option(help="the protocol: settings of the prediction")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Score predictions against the masks of a split."""
+    from beco.config import Prediction, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import evaluate as stage
+
+    protocol = read_settings(Prediction, settings).model_dump(mode="json", exclude={"batch_size"})
+    stage.evaluate_predictions(manifests.read(manifest, root).split(split), predictions, output, protocol, threads)
+
+
+@app.command()
+def archive(
+    predictions: Annotated[Path, typer.Argument(help="folder of <image_id>.png")],
+    output: Output,
+    image_set: Annotated[str, typer.Option("--set", help="val or test of VOC; it names the folder")] = "test",
+    challenge: Annotated[str, typer.Option(help="comp5: learnt from VOC alone; comp6: from more")] = "comp6",
+    manifest: Annotated[Path | None, typer.Option(help="manifest.csv; every picture of --split must be there")] = None,
+    split: Split = "val",
+) -> None:
+    """Pack predictions for the PASCAL VOC evaluation server."""
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import archive as stage
+
+    if image_set not in ("val", "test"):
+        raise UserError(f"--set: no set `{image_set}`; give val or test")
+    if challenge not in ("comp5", "comp6"):
+        raise UserError(f"--challenge: no challenge `{challenge}` of segmentation; give comp5 or comp6")
+    pictures = manifests.read(manifest, Path()).split(split) if manifest else None
+    stage.write_archive(predictions, output, image_set, challenge, pictures)  # type: ignore[arg-type]
+
+
+@app.command()
+def evaluate_labels(
+    manifest: ManifestPath,
+    root: Root,
+    labels: Annotated[Path, typer.Option(help="labels.h5")],
+    output: Output,
+    split: Split = "train",
+    fraction: Annotated[float, typer.Option(min=0, max=1, help="reliable share of each class")] = 0.5,
+    threads: Threads = 1,
+) -> None:
+    """Score pseudo-labels against the training masks, where there are any."""
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import evaluate as stage
+
+    stage.evaluate_labels(manifests.read(manifest, root).split(split), labels, output, fraction, threads)
+
+
+def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
+    """`name=folder` options as pairs."""
+    pairs = [option.partition("=") for option in options]
+    wrong = [option for option, (name, _, folder) in zip(options, pairs, strict=True) if not (name and folder)]
+    if wrong:
+        raise UserError(f"{what}: expected name=folder, found `{wrong[0]}`")
+    return [(name, Path(folder)) for name, _, folder in pairs]
+
+
+def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
+    """`--runs experiment:seed:labels=folder` and `--labels name=folder` as what the tables are made from."""
+    from beco.evaluation.tables import LabelSource, Run
+
+    found = []
+    for name, folder in _named(runs, "--runs"):
+        parts = name.split(":")
+        if len(parts) != 3 or not parts[1].isdigit():
+            raise UserError(f"--runs: expected experiment:seed:labels=folder, found `{name}={folder}`")
+        found.append(Run(parts[0], int(parts[1]), parts[2], folder))
+    return found, [LabelSource(name, folder) for name, folder in _named(labels, "--labels")]
+
+
+Runs = Annotated[list[str], typer.Option(help="experiment:seed:labels=folder of an evaluated training; repeatable")]
+LabelFolders = Annotated[list[str], typer.Option(help="name=folder of evaluated pseudo-labels; repeatable")]
+
+
+@app.command()
+def tables(
+    output: Output,
+    runs: Runs,
+    labels: LabelFolders = [],  # noqa: B006
+    classifier: Annotated[Path | None, typer.Option(help="classifier.json")] = None,
+) -> None:
+    """Write the tables of recipes, pseudo-labels and classes."""
+    from beco.evaluation import tables as stage
+
+    stage.write_tables(*_sources(runs, labels), classifier, output)
+
+
+@app.command()
+def report(
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    runs: Runs,
+    labels: LabelFolders = [],  # noqa: B006
+    cams: Annotated[Path | None, typer.Option(help="cams.h5")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="folder of the classifier")] = None,
+    gallery: Annotated[int, typer.Option(min=0, help="pictures of each split")] = 24,
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+) -> None:
+    """Write the report: one page that needs nothing beside it."""
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import report as stage
+
+    found, sources = _sources(runs, labels)
+    pictures = manifests.read(manifest, root)
+    stage.write_report(pictures, "train", "val", cams, sources, found, classifier, gallery, output, title)

@@ -1,0 +1,46 @@
+"""The `beco` command itself, and the options that its stages share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Weakly supervised semantic segmentation, stage by stage. `snakemake` runs them all in order.",
+)
+
+Root = Annotated[Path, typer.Option(help="dataset root that the manifest's paths are relative to")]
+ManifestPath = Annotated[Path, typer.Option("--manifest", help="manifest.csv")]
+Split = Annotated[str, typer.Option(help="name of the split in the manifest")]
+Settings = Annotated[str | None, typer.Option(help="YAML or JSON text, or a file of it; see config.yaml")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="what to write")]
+Shard = Annotated[str, typer.Option(help="k-of-n: work on every n-th picture")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
+Workers = Annotated[int, typer.Option(min=0, help="data-loading processes")]
+Devices = Annotated[int, typer.Option(min=1, help="GPUs (or CPU processes) on each machine that share a batch")]
+Nodes = Annotated[int, typer.Option(min=1, help="machines that share a batch")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks")]
+Replace = Annotated[bool, typer.Option("--replace", help="drop a checkpoint of other settings")]
+
+
+@app.callback()
+def _options(
+    log: Annotated[Path | None, typer.Option(help="write messages to this file, too")] = None,
+) -> None:
+    logger = logging.getLogger("beco")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.FileHandler(log, mode="w")] if log else []
+    if not (log and sys.stderr.isatty()):  # on a terminal a bar shows the progress, and the file keeps the lines
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)

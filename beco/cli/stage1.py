@@ -1,0 +1,222 @@
+"""Commands from a dataset to pseudo-labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beco.cli.options import (
+    Device,
+    Devices,
+    ManifestPath,
+    Nodes,
+    Output,
+    Replace,
+    Root,
+    Settings,
+    Shard,
+    Split,
+    Threads,
+    Workers,
+    app,
+)
+
+
+@app.command()
+def draw_shapes(output: Output, settings: Settings = None) -> None:
+    """Draw the embedded dataset in VOC layout."""
+    from beco.config import Shapes, read_settings
+    from beco.datasets import shapes
+
+    shapes.draw(output, read_settings(Shapes, settings))
+
+
+@app.command()
+def manifest(root: Root, output: Output, settings: Settings = None) -> None:
+    """Read a dataset in its own format, check every file of it, and list it in one CSV."""
+    from beco.config import Dataset, read_settings
+    from beco.datasets import shapes, voc
+    from beco.files import write_json
+
+    dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
+    classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
+    voc.build(root, dataset.train, dataset.val, list(classes), output)
+    write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
+
+
+@app.command()
+def train_classifier(
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    train_split: Split = "train",
+    val_split: Split = "val",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    replace: Replace = False,
+) -> None:
+    """Train the multi-label classifier on image-level labels."""
+    from beco.config import Classifier, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import classifier
+
+    chosen = read_settings(Classifier, settings)
+    compute = Compute(device, threads, workers, devices, nodes)
+    classifier.train(manifests.read(manifest, root), train_split, val_split, chosen, compute, output, replace)
+
+
+@app.command()
+def cams(
+    manifest: ManifestPath,
+    root: Root,
+    classifier: Annotated[Path, typer.Option(help="classifier.safetensors")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Infer class activation maps."""
+    from beco.config import Cam, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import cam
+
+    pictures = manifests.read(manifest, root).split(split)
+    cam.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
+
+
+@app.command()
+def train_irn(
+    manifest: ManifestPath,
+    root: Root,
+    classifier: Annotated[Path, typer.Option(help="classifier.safetensors, whose backbone is used")],
+    labels: Annotated[Path, typer.Option(help="labels.h5 made with refine: crf, 255 where nothing is believed")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    replace: Replace = False,
+) -> None:
+    """Train the inter-pixel relation network (IRN) on confident pseudo-labels."""
+    from beco.config import Irn, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import irn_train
+
+    pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
+    compute = Compute(device, threads, workers, devices, nodes)
+    irn_train.train(pictures, classifier, labels, chosen, compute, output, replace)
+
+
+@app.command()
+def refine(
+    manifest: ManifestPath,
+    root: Root,
+    cams: Annotated[Path, typer.Option(help="cams.h5")],
+    irn: Annotated[Path, typer.Option(help="irn.safetensors")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Let CAMs walk at random within IRN's boundaries; `beco labels` makes labels of the scores."""
+    from beco.config import Irn, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage1 import irn_walk
+
+    pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
+    irn_walk.infer(pictures, cams, irn, chosen, Compute(device, threads), shard, output)
+
+
+@app.command()
+def labels(
+    manifest: ManifestPath,
+    root: Root,
+    cams: Annotated[Path, typer.Option(help="cams.h5; with refine: irn the scores of beco refine")],
+    output: Output,
+    split: Split = "train",
+    settings: Settings = None,
+    shard: Shard = "1-of-1",
+) -> None:
+    """Turn CAMs into pseudo-labels with confidence."""
+    from beco.config import Labels, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.stage1 import labels as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.make(pictures, cams, read_settings(Labels, settings), shard, output)
+
+
+@app.command()
+def gather(
+    parts: Annotated[list[Path], typer.Argument(help="HDF5 files of the shards")],
+    output: Output,
+) -> None:
+    """Join the HDF5 files of several shards."""
+    from beco import store
+
+    store.gather(parts, output)
+
+
+@app.command()
+def import_labels(
+    source: Annotated[Path, typer.Argument(help="folder with one .png, .npy or .pt for each picture")],
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    split: Split = "train",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, or: index-png, colour-png (VOC colours), irn (also ReCAM, PPC, RIB, AMN, ToCo), clip-es, "
+            "seam (also EPS), seam-crf (with a plane for the background), beco-score, toco-logits",
+        ),
+    ] = "auto",
+    background: Annotated[
+        float, typer.Option(min=0, max=1, help="the background's score, where the files have none")
+    ] = 0.25,
+    confidence: Annotated[
+        Path | None, typer.Option(help="folder of masks of trusted pixels (0/255 or 0/1 PNG), or of scores")
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="no file: no opinion anywhere")] = False,
+) -> None:
+    """Turn what another stage-one program left in a folder into labels.h5."""
+    from beco.datasets import manifest as manifests
+    from beco.stage1 import imports as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.make(pictures, source, output, form, background, confidence, allow_missing)
+
+
+@app.command()
+def export_labels(
+    labels: Annotated[Path, typer.Argument(help="labels.h5")],
+    output: Output,
+) -> None:
+    """Write pseudo-labels as palette PNGs, 255 where there is no opinion."""
+    from beco.datasets.palette import write_index_png
+    from beco.files import whole
+    from beco.pseudolabels import PseudoLabels
+
+    reader = PseudoLabels(labels)
+    with whole(output) as folder:
+        folder.mkdir()
+        for image_id in reader.ids():
+            write_index_png(folder / f"{image_id}.png", reader.label(image_id))

@@ -1,0 +1,123 @@
+"""Commands from pseudo-labels to predictions, and the benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beco.cli.options import (
+    Compile,
+    Device,
+    Devices,
+    ManifestPath,
+    Nodes,
+    Output,
+    Replace,
+    Root,
+    Settings,
+    Split,
+    Threads,
+    Workers,
+    app,
+)
+from beco.errors import UserError
+
+
+@app.command()
+def train(
+    manifest: ManifestPath,
+    root: Root,
+    output: Output,
+    recipe: Annotated[str, typer.Option(help="single, cotraining or beco")],
+    labels: Annotated[Path | None, typer.Option(help="labels.h5; without it the training masks are used")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="for encoder.weights: classifier")] = None,
+    split: Split = "train",
+    val_split: Split = "val",
+    network: Annotated[str | None, typer.Option(help="settings of the network, YAML text or file")] = None,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    threads: Threads = 1,
+    workers: Workers = 0,
+    compile: Compile = False,
+    replace: Replace = False,
+) -> None:
+    """Train segmentation networks on pseudo-labels."""
+    from beco.config import Network, Training, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage2 import train as stage
+
+    if recipe not in ("single", "cotraining", "beco"):
+        raise UserError(f"--recipe: no recipe `{recipe}`; known: single, cotraining, beco")
+    stage.train(
+        manifests.read(manifest, root),
+        split,
+        val_split,
+        labels,
+        classifier,
+        read_settings(Network, network, "--network"),
+        read_settings(Training, settings),
+        recipe,  # type: ignore[arg-type]
+        seed,
+        Compute(device, threads, workers, devices, nodes, compile),
+        output,
+        replace,
+    )
+
+
+@app.command()
+def predict(
+    manifest: ManifestPath,
+    root: Root,
+    networks: Annotated[Path, typer.Option(help="networks.safetensors")],
+    output: Output,
+    split: Split = "val",
+    settings: Settings = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Write a palette PNG per picture."""
+    from beco.config import Prediction, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.engine import Compute
+    from beco.stage2 import predict as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.predict(pictures, networks, read_settings(Prediction, settings), Compute(device, threads), output)
+
+
+@app.command()
+def benchmark(
+    what: Annotated[str, typer.Option(help="training, stages, stores or all")] = "training",
+    preset: Annotated[str, typer.Option(help="demo (config.yaml's) or paper (two ResNet-101 at 512²)")] = "demo",
+    network: Annotated[str | None, typer.Option(help="settings over the preset's network, YAML text or file")] = None,
+    settings: Settings = None,
+    recipe: Annotated[str, typer.Option(help="single, cotraining or beco")] = "beco",
+    classes: Annotated[int | None, typer.Option(min=1, max=254, help="default: 6 (demo), 20 (paper)")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="measurements; default by preset")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="rough figures in seconds")] = False,
+    size: Annotated[int, typer.Option(min=48, help="side of the stages' pictures, pixels")] = 256,
+    entries: Annotated[int, typer.Option(min=1, help="pictures in the store that is opened")] = 100_000,
+    manifest: Annotated[Path | None, typer.Option(help="manifest.csv: feed these pictures")] = None,
+    labels: Annotated[Path | None, typer.Option(help="labels.h5, with --manifest")] = None,
+    root: Annotated[Path | None, typer.Option(help="dataset root, with --manifest")] = None,
+    split: Split = "train",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write")] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = 0,
+    compile: Compile = False,
+) -> None:
+    """Measure the speed on this machine against bounds of the same run."""
+    from beco.benchmark import report as stage
+    from beco.engine import Compute
+
+    options = stage.Options(
+        preset, network, settings, recipe, classes, rounds, quick, size, entries, manifest, labels, root, split
+    )
+    stage.run(what, options, Compute(device, threads, workers, compile=compile), output)
