@@ -149,6 +149,7 @@ def test_ratios_are_of_the_same_round() -> None:
 
 
 def test_the_demo_is_what_the_configuration_says() -> None:
+    """But for the labels of mixed pictures: measured is the published step, whose networks first look themselves."""
     import yaml
 
     values = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text())
@@ -156,7 +157,10 @@ def test_the_demo_is_what_the_configuration_says() -> None:
     chosen = presets.setting("demo", None, None, "beco", None, "cpu")
     encoder = config.networks["default"].encoder.model_copy(update={"weights": None})
     assert chosen.network == config.networks["default"].model_copy(update={"encoder": encoder})
-    assert chosen.training == config.experiments["beco"].training
+    training = config.experiments["beco"].training
+    mix = training.mix.model_copy(update={"labels": "online"})
+    assert training.mix.labels == "offline"
+    assert chosen.training == training.model_copy(update={"warmup": 0.5, "mix": mix})
 
 
 def test_the_paper_fits_into_the_memory_of_a_cpu() -> None:
