@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_bad_input import assert_refused, beco
 
-from beco import cli, store
+from beco import store
+from beco.cli import stage1 as cli
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette, write_index_png

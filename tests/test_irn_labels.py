@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import Checkout
 
-from beco import cli, encoders
+from beco import encoders
+from beco.cli import stage1 as cli
 from beco.config import Crop, Encoder, Irn, Labels, Shapes
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
