@@ -162,6 +162,18 @@ def irn_settings(part):
     return chosen
 
 
+def import_options(wildcards):
+    """What the configuration says of an import, as options of `beco import-labels`.
+
+    Without a background in the configuration the command's own holds: the default of the section is for our own CAMs.
+    """
+    recipe = CONFIG.labels[wildcards.labels]
+    options = ["--format", recipe.source.format]
+    if "background" in recipe.model_fields_set:
+        options += ["--background", str(recipe.background)]
+    return options
+
+
 def pseudo_labels(wildcards):
     """The labels that an experiment learns from; none if it learns from the training masks."""
     return (

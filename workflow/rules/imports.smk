@@ -1,18 +1,6 @@
 # Stage one by another program: its files -> pseudo-labels with confidence.
 
 
-def import_options(wildcards):
-    """What the configuration says of an import, as options of `beco import-labels`.
-
-    Without a background in the configuration the command's own holds: the default of the section is for our own CAMs.
-    """
-    recipe = CONFIG.labels[wildcards.labels]
-    options = ["--format", recipe.source.format]
-    if "background" in recipe.model_fields_set:
-        options += ["--background", str(recipe.background)]
-    return options
-
-
 rule import_labels:
     input:
         lambda wildcards: existing([CONFIG.labels[wildcards.labels].source.path]),
