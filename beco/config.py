@@ -12,64 +12,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from beco import schema
 from beco.errors import UserError
-from beco.schema import (
-    Cam,
-    Classifier,
-    ClassifierOptimiser,
-    Compute,
-    Config,
-    Crf,
-    Crop,
-    Dataset,
-    Encoder,
-    Experiment,
-    Import,
-    InferenceCrf,
-    Irn,
-    Labels,
-    Mix,
-    Network,
-    Optimiser,
-    Prediction,
-    Schedule,
-    Section,
-    SegmenterOptimiser,
-    Shapes,
-    Shards,
-    Training,
-    nearest,
-)
+from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
+from beco.schema import Config, Section, nearest
 
-__all__ = [
-    "Cam",
-    "Classifier",
-    "ClassifierOptimiser",
-    "Compute",
-    "Config",
-    "Crf",
-    "Crop",
-    "Dataset",
-    "Encoder",
-    "Experiment",
-    "Import",
-    "InferenceCrf",
-    "Irn",
-    "Labels",
-    "Mix",
-    "Network",
-    "Optimiser",
-    "Prediction",
-    "Schedule",
-    "SegmenterOptimiser",
-    "Shapes",
-    "Shards",
-    "Training",
-    "merge",
-    "read_settings",
-    "validate",
-    "validate_config",
-]
+__all__ = ["merge", "read_settings", "validate", "validate_config"]
+__all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
 

@@ -111,8 +111,6 @@ def fit(
     every epoch and gives scores for the history. Returns the final state; with several processes each returns, and
     `is_writer` is set in one.
     """
-    torch.set_num_threads(compute.threads)
-    torch.set_float32_matmul_precision("high")
     fabric = launch(compute, schedule)
     folder.mkdir(parents=True, exist_ok=True)
     steps = total_steps(schedule, len(dataset))  # type: ignore[arg-type]
@@ -165,6 +163,8 @@ def fit(
 
 def launch(compute: Compute, schedule: Schedule) -> Fabric:
     """Fabric on the chosen device; starts the other processes, unless torchrun or Slurm has started them."""
+    torch.set_num_threads(compute.threads)
+    torch.set_float32_matmul_precision("high")
     device = choose_device(compute.device)
     if schedule.precision == "fp16" and device.type == "cpu":
         raise UserError("schedule.precision: fp16 needs a GPU; set it to bf16 or 32")
@@ -222,6 +222,13 @@ def step_of_parts(
             scalars = module(part, step, steps, draws)
             fabric.backward(scalars["loss"] / len(parts))
         add(scalars, len(parts))
+
+
+def add_scalars(sums: dict[str, Tensor], scalars: dict[str, Tensor], parts: int) -> None:
+    """Add the scalars of one of a step's parts to `sums`, in place, without waiting for the device."""
+    for key, value in scalars.items():
+        value = value.detach().float() / parts
+        sums[key] = sums[key] + value if key in sums else value
 
 
 def batches_on_device(
@@ -296,9 +303,7 @@ class _Progress:
 
     def add(self, scalars: dict[str, Tensor], parts: int) -> None:
         """Add the scalars of one of a step's parts."""
-        for key, value in scalars.items():
-            value = value.detach().float() / parts
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        add_scalars(self.sums, scalars, parts)
         self.bar.update(1 / parts)
 
     def look(self) -> None:

@@ -51,13 +51,14 @@ def measure(folder: Path, size: int, seconds: float) -> dict[str, Any]:
         "size": size,
         "pictures_per_core_s": rates,
         "gain_of_second_process": _gains(
-            {"crf": partial(_crf, "pydensecrf", 3, size), "store_read": partial(_reading, path)}, seconds
+            {"crf": partial(_crf, "torch", 3, size), "store_read": partial(_reading, path)}, seconds
         ),
     }
 
 
 def _backends() -> list[str]:
-    return ["pydensecrf", *(["torch"] if importlib.util.find_spec("beco.densecrf") else [])]
+    """Ours, and the optional package where it is installed."""
+    return ["torch", *(["pydensecrf"] if importlib.util.find_spec("pydensecrf") else [])]
 
 
 def _rate(task: Task, seconds: float, clock: Callable[[], float] = timer) -> float:

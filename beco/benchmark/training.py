@@ -85,15 +85,11 @@ class Bench:
         self.drop()
 
     def _add(self, scalars: dict[str, Tensor], parts: int) -> None:
-        for key, value in scalars.items():
-            value = value.detach().float() / parts
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        engine.add_scalars(self.sums, scalars, parts)
 
 
 def prepare(setting: Setting, compute: Compute, batch: dict[str, Tensor] | None = None) -> Bench:
     """Networks with random weights, their optimiser, and a batch on the device (made up if none is given)."""
-    torch.set_num_threads(compute.threads)
-    torch.set_float32_matmul_precision("high")
     schedule = setting.training.schedule
     fabric = engine.launch(compute, schedule)
     torch.manual_seed(SEED)
