@@ -7,18 +7,18 @@ size share one (in VOC, two thirds are 500×375, 375×500 or 500×333), and the 
 
 from __future__ import annotations
 
-import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.ordered import in_order
 
 AHEAD = 2  # batches that are read while one is worked on; bounds the memory
 
@@ -67,33 +67,19 @@ def size_batches(
         for count in [_count(size, batch_size, most_pixels)]
         for start in range(0, len(members), count)
     ]
-    with tqdm(total=len(ids), desc=name, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for (_, chosen), images in zip(plan, _read_ahead(manifest, plan, threads), strict=True):
-            yield chosen, images
-            bar.update(len(chosen))
+    fed = [(image_id, size) for size, chosen in plan for image_id in chosen]
+    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size)
+    for _, chosen in plan:
+        yield chosen, torch.stack(list(islice(pictures, len(chosen))))
 
 
 def _count(size: tuple[int, int], batch_size: int, most_pixels: int | None) -> int:
     return batch_size if most_pixels is None else max(min(batch_size, most_pixels // (size[0] * size[1])), 1)
 
 
-def _read_ahead(manifest: Manifest, plan: list[tuple[tuple[int, int], list[str]]], threads: int) -> Iterator[Tensor]:
-    """The batches of a plan in order. Threads suffice: decoding and resizing release the GIL."""
-    waiting: deque[list[Future[Tensor]]] = deque()
-    pool = ThreadPoolExecutor(max(threads, 1), "pictures")
-    try:
-        for size, chosen in plan:
-            waiting.append([pool.submit(_picture, manifest, image_id, size) for image_id in chosen])
-            if len(waiting) > AHEAD:
-                yield torch.stack([picture.result() for picture in waiting.popleft()])
-        while waiting:
-            yield torch.stack([picture.result() for picture in waiting.popleft()])
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _picture(manifest: Manifest, image_id: str, size: tuple[int, int]) -> Tensor:
-    """One picture, (3, *size) float32 in [0, 1]; resized alone, so that no batch can change it."""
+def _picture(manifest: Manifest, fed: tuple[str, tuple[int, int]]) -> Tensor:
+    """One picture, (3, *size) float32 in [0, 1], of an id and a size; resized alone, so that no batch can change it."""
+    image_id, size = fed
     array = manifest.image(image_id)
     if array.shape[:2] != manifest.size(image_id):
         raise UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")

@@ -8,22 +8,19 @@ are left out.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
 from beco.evaluation.metrics import BORDER_BINS, VOID, Counts, Scorer, border_table, count, count_border
 from beco.files import text_hash, whole, write_json
+from beco.ordered import in_order
 from beco.pseudolabels import UNCERTAIN, PseudoLabels, reliable_pixels
 
 PER_CLASS = ["iou", "boundary_iou_per_class", "precision", "recall", "truth_pixels", "predicted_pixels"]
@@ -56,7 +53,7 @@ def evaluate_predictions(
         return counts, count_border(prediction, truth)
 
     scorer, border = Scorer(len(manifest.classes) + 1), _no_border()
-    for image_id, (counts, near) in _pooled(one, measured.ids, threads, "evaluate"):
+    for image_id, (counts, near) in zip(measured.ids, in_order(one, measured.ids, threads, "evaluate"), strict=True):
         scorer.merge(image_id, counts)
         border += near
     return _write(manifest, scorer, border, protocol, {}, output)
@@ -101,7 +98,8 @@ def evaluate_labels(
         return _trust(label, reliable, truth), (counts, count_border(label, truth))
 
     scorer, border, trust = Scorer(len(manifest.classes) + 1), _no_border(), np.zeros(7, dtype=np.int64)
-    for image_id, (numbers, measured) in _pooled(one, manifest.ids, threads, "evaluate labels"):
+    found = in_order(one, manifest.ids, threads, "evaluate labels")
+    for image_id, (numbers, measured) in zip(manifest.ids, found, strict=True):
         trust += numbers
         if measured:
             scorer.merge(image_id, measured[0])
@@ -139,24 +137,6 @@ def _share(part: int, total: int) -> float | None:
 
 def _no_border() -> np.ndarray:
     return np.zeros((len(BORDER_BINS), 3), dtype=np.int64)
-
-
-def _pooled(work: Callable[[str], T], ids: list[str], threads: int, name: str) -> Iterator[tuple[str, T]]:
-    """`work` of every id, in order. Threads suffice: decoding and filtering release the GIL."""
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        try:
-            results = tqdm(
-                pool.map(work, ids),
-                name,
-                len(ids),
-                unit="picture",
-                disable=not sys.stderr.isatty(),
-                leave=False,
-            )
-            yield from zip(ids, results, strict=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # the first fault ends it, not the last picture
-            raise
 
 
 def _write(

@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from beco import store
 from beco.config import Import, Labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash, text_hash
+from beco.ordered import in_order
 from beco.pseudolabels import UNCERTAIN
 from beco.stage1.foreign import Kind, Unfit
 from beco.stage1.foreign_formats import FORMATS, Labelled, read_labelled, read_mask, recognise
@@ -32,6 +30,7 @@ COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?0*(\d+)")
 SUFFIXES = tuple(sorted({suffix for form in FORMATS.values() for suffix in form.suffixes}))
 MASK = "mask"
 SHOWN = 3
+THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,9 @@ def make(
     labels = _open(folder, manifest, form)
     trusted = _open(confidence, manifest, "auto", masks=True) if confidence is not None else None
     source = Source(labels, trusted, background, allow_missing)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        attributes = _attributes(manifest, source, pool)
-        with store.create(output, **attributes) as writer:
-            work = partial(_labelled, manifest, source)
-            _write(writer, manifest, labels, _in_order(pool, work, manifest.ids, "pictures"))
+    with store.create(output, **_attributes(manifest, source)) as writer:
+        work = partial(_labelled, manifest, source)
+        _write(writer, manifest, labels, in_order(work, manifest.ids, THREADS, "pictures"))
 
 
 def _write(writer: store.Writer, manifest: Manifest, folder: Folder, pictures: Iterable[Labelled | Unfit]) -> None:
@@ -134,12 +131,12 @@ def _told(problems: dict[Kind, list[str]]) -> str:
     return "; ".join(parts)
 
 
-def _attributes(manifest: Manifest, source: Source, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _attributes(manifest: Manifest, source: Source) -> dict[str, Any]:
     """What made the file, as `beco labels` tells it; the hash is that of the names and contents of all files read."""
     origin = Import(path=str(source.labels.path), format=source.labels.form)
     settings = Labels(refine="import", background=source.background, source=origin)
     paths = [path for folder in source.folders for path in folder.files.values()]
-    hashes = list(_in_order(pool, file_hash, paths, "hashing"))
+    hashes = list(in_order(file_hash, paths, THREADS, "hashing"))
     return {
         "labels": settings.model_dump(mode="json", include={"refine", "background", "source"}),
         "source": text_hash([[path.name, value] for path, value in zip(paths, hashes, strict=True)]),
@@ -179,26 +176,6 @@ def _read(folder: Folder, source: Source, image_id: str, size: tuple[int, int], 
     except Unfit as unfit:
         unfit.name = f"{folder.path.name}/{path.name if path else image_id}"
         raise
-
-
-R = TypeVar("R")
-T = TypeVar("T")
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], what: str) -> Iterator[R]:
-    """`map` of a pool that runs a few items ahead of its reader, so that results do not pile up in memory."""
-    items = list(items)
-    waiting: deque[Future[R]] = deque()
-    ahead = 4 * (os.cpu_count() or 1)
-    with tqdm(total=len(items), desc=what, disable=not sys.stderr.isatty(), leave=False) as bar:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-                bar.update()
-        while waiting:
-            yield waiting.popleft().result()
-            bar.update()
 
 
 # --- the files of a folder ----------------------------------------------------------------------------------

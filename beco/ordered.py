@@ -1,0 +1,40 @@
+"""Work on many items in threads, its results in order."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(
+    work: Callable[[T], R], items: Sequence[T], threads: int, name: str, ahead: int | None = None
+) -> Iterator[R]:
+    """`work` of every item, in order, under a progress bar called `name`.
+
+    Threads suffice for pictures: decoding, resizing and filtering release the GIL. They run at most `ahead` items
+    (four a thread, if not given) ahead of the reader, which bounds the memory. The first error ends it.
+    """
+    threads = max(threads, 1)
+    ahead = 4 * threads if ahead is None else ahead
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, name)
+    with tqdm(total=len(items), desc=name, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
