@@ -41,11 +41,19 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
     """Randomly cropped pictures with pseudo-labels (or, for reference, with the training masks).
 
     Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8, `label` (S, S) uint8 with 255 = no
-    opinion, and `reliable` (S, S) bool.
+    opinion, and `reliable` (S, S) bool, by `fraction` or `threshold` (see `reliable_pixels`).
     """
 
-    def __init__(self, manifest: Manifest, labels: PseudoLabels | None, fraction: float, crop: Crop) -> None:
-        self.manifest, self.ids, self.labels, self.fraction = manifest, manifest.ids, labels, fraction
+    def __init__(
+        self,
+        manifest: Manifest,
+        labels: PseudoLabels | None,
+        fraction: float,
+        crop: Crop,
+        threshold: float | None = None,
+    ) -> None:
+        self.manifest, self.ids, self.labels = manifest, manifest.ids, labels
+        self.fraction, self.threshold = fraction, threshold
         self.transform = weak_transform(crop)
         bytes_needed = 5 * sum(height * width for height, width in map(manifest.size, self.ids))
         self._kept: dict[int, tuple[Any, Any]] | None = {} if bytes_needed <= KEEP_BYTES else None
@@ -71,7 +79,7 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
             reliable = label != IGNORE
         else:
             pseudo = self.labels.label(image_id)
-            trusted = reliable_pixels(pseudo, self.labels.confidence(image_id), self.fraction)
+            trusted = reliable_pixels(pseudo, self.labels.confidence(image_id), self.fraction, self.threshold)
             label, reliable = torch.from_numpy(pseudo), torch.from_numpy(trusted)
         item = _image(self.manifest, image_id), tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))
         if self._kept is not None:

@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from beco import store
 from beco.errors import UserError
 from beco.files import read_json, whole, write_json
-from beco.pseudolabels import PseudoLabels, reliable_pixels
+from beco.pseudolabels import PseudoLabels, quantised, reliable_pixels
 from beco.store import Store, create, gather
 
 
@@ -333,7 +333,28 @@ def test_reliable_pixels_of_a_file(tmp_path: Path) -> None:
     reader = PseudoLabels(tmp_path / "labels.h5")
     assert reader.ids() == ["a"]
     assert reader.reliable("a", 0.5).tolist() == [[False, True, False]]
-    assert reader.label("a").dtype == np.uint8 and reader.confidence("a").dtype == np.float16
+    assert reader.label("a").dtype == np.uint8 and reader.confidence("a").dtype == np.float32
+    assert reader.reliable("a", 0.5, threshold=0.25).tolist() == [[True, True, False]]
+    assert reader.reliable("a", 0.5, threshold=0.0).tolist() == [[True, True, False]]
+
+
+@given(arrays(np.float32, 20, elements=st.floats(0, 1, width=32)))
+def test_confidences_are_kept_to_half_a_step(confidence: np.ndarray) -> None:
+    found = quantised(confidence)
+    assert found.dtype == np.uint8 and ((found > 0) == (confidence > 0)).all()
+    tiny = (confidence > 0) & (confidence < 0.5 / 255)  # these become the smallest step rather than nothing
+    assert np.abs(found[~tiny] / 255 - confidence[~tiny]).max(initial=0) <= 0.5 / 255 + 1e-6
+    order = np.argsort(confidence)
+    assert (np.diff(found[order].astype(int)) >= 0).all()
+
+
+def test_confidences_are_read_as_they_were_written(tmp_path: Path) -> None:
+    with create(tmp_path / "labels.h5") as writer:
+        writer.put("label", "a", np.zeros((1, 4), np.uint8))
+        writer.put("confidence", "a", quantised(np.array([[0, 1e-6, 0.5, 1]])))
+    assert PseudoLabels(tmp_path / "labels.h5").confidence("a").tolist() == [
+        [0, np.float32(1 / 255), np.float32(128 / 255), 1]
+    ]
 
 
 @settings(max_examples=150, deadline=None)

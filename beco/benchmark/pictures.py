@@ -15,7 +15,7 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN, PseudoLabels
+from beco.pseudolabels import UNCERTAIN, PseudoLabels, quantised
 from beco.stage1.labels import upsampled
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
@@ -33,14 +33,14 @@ def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def pseudo_label(rng: np.random.Generator, classes: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Label (uint8, areas of a few classes, outlines without opinion) and confidence (float16), as stage one has."""
+    """Label (uint8, areas of a few classes, outlines without opinion) and confidence (uint8), as stage one has."""
     scores = smooth(rng, 3, height, width, 6)
     values = np.array([0, *rng.integers(1, classes + 1, 2)], np.uint8)
     ranked = np.sort(scores, axis=0)
     margin = ranked[-1] - ranked[-2]
     label = values[scores.argmax(0)]
     label[margin < 0.02] = UNCERTAIN
-    return label, np.where(label == UNCERTAIN, 0, margin).astype(np.float16)
+    return label, quantised(np.where(label == UNCERTAIN, 0, margin))
 
 
 def activation(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def training_set(folder: Path, training: Training, classes: int) -> Dataset[Any]
     size = training.crop.size
     manifest = drawn(folder, max(training.schedule.batch_size, 24), size)
     reader = labels_of(manifest, folder / "labels.h5", classes)
-    dataset = LabelledPictures(manifest, reader, training.reliable_fraction, training.crop)
+    dataset = LabelledPictures(manifest, reader, training.reliable_fraction, training.crop, training.reliable_threshold)
     if size > KEPT_UP_TO:
         dataset._kept = None
     return dataset
@@ -88,4 +88,5 @@ def own_set(manifest: Path, root: Path, labels: Path, split: str, training: Trai
     reader = PseudoLabels(labels)
     if missing := set(chosen.ids) - set(reader.ids()):
         raise UserError(f"{labels}: has no label for {min(missing)}; name the file that was made from {manifest}")
-    return LabelledPictures(chosen, reader, training.reliable_fraction, training.crop)
+    rule = training.reliable_fraction, training.crop, training.reliable_threshold
+    return LabelledPictures(chosen, reader, *rule)

@@ -35,6 +35,9 @@ class Training(Section):
     reliable_fraction: Fraction = Field(
         0.5, description="share of each class's pixels, per picture, that count as reliable (co-training)"
     )
+    reliable_threshold: Fraction | None = Field(
+        None, description="instead of the fraction: reliable is what has at least this confidence"
+    )
     warmup: Fraction = Field(
         1 / 80,
         description="first share of the steps: offline labels, no boundary weight (published: 1 epoch of 80)",

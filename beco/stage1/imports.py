@@ -20,7 +20,7 @@ from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash, text_hash
 from beco.ordered import in_order
-from beco.pseudolabels import UNCERTAIN
+from beco.pseudolabels import UNCERTAIN, quantised
 from beco.stage1.foreign import Kind, Unfit
 from beco.stage1.foreign_formats import FORMATS, Labelled, read_labelled, read_mask, recognise
 
@@ -102,7 +102,7 @@ def _write(writer: store.Writer, manifest: Manifest, folder: Folder, pictures: I
         elif not problems:
             label, confidence = found
             writer.put("label", image_id, label)
-            writer.put("confidence", image_id, confidence.astype(np.float16))
+            writer.put("confidence", image_id, quantised(confidence))
             values = set(np.unique(label).tolist()) - {0, UNCERTAIN}
             seen |= values
             if not values <= set(manifest.present(image_id)):

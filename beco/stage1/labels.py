@@ -14,7 +14,7 @@ from beco.config import Labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash
-from beco.pseudolabels import UNCERTAIN
+from beco.pseudolabels import UNCERTAIN, quantised
 from beco.shards import shard_ids
 from beco.store import Store
 
@@ -45,7 +45,7 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
                 scores = share_of_maximum(cam) if settings.refine == "irn" else cam
                 label, confidence = from_scores(with_background(scores, settings.background), values)
             writer.put("label", image_id, label)
-            writer.put("confidence", image_id, confidence.astype(np.float16))
+            writer.put("confidence", image_id, quantised(confidence))
 
 
 def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def train(
         identity["validation"] = validator.pictures.table.to_csv()
     state = fit(
         RecipeTask(networks, recipe, settings, len(manifest.classes)),
-        LabelledPictures(pictures, reader, settings.reliable_fraction, settings.crop),
+        LabelledPictures(pictures, reader, settings.reliable_fraction, settings.crop, settings.reliable_threshold),
         settings.schedule,
         settings.optimiser,
         seed,
