@@ -17,8 +17,10 @@ from beco.config import InferenceCrf, Prediction
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
-from beco.evaluation.evaluate import evaluate_labels, evaluate_predictions
+from beco.evaluation.evaluate import evaluate_predictions
 from beco.evaluation.gallery import error_index, unsqueezed, worst_first
+from beco.evaluation.label_tables import write_label_tables
+from beco.evaluation.quality import evaluate_labels
 from beco.evaluation.report import summary, write_report
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table, write_tables
 from beco.files import read_json, write_json
@@ -151,7 +153,7 @@ def test_labels_are_measured_with_their_trust(tmp_path: Path) -> None:
     assert metrics["iou"][CLASSES[0]] == 7 / 8 and metrics["iou"][CLASSES[1]] == 8 / 9
     assert metrics["precision"][CLASSES[0]] == 1.0 and metrics["recall"][CLASSES[0]] == 7 / 8
     assert metrics["uncertain"] == 1 / SIZE
-    assert metrics["reliable"]["fraction"] == 0.5
+    assert metrics["protocol"] == {"reliable_fraction": 0.5}
     assert metrics["reliable"]["share"] == pytest.approx(0.5 * 23 / 24, abs=0.01)
     assert metrics["reliable"]["accuracy_inside"] == 1.0
     assert metrics["reliable"]["accuracy_outside"] < 1.0
@@ -210,6 +212,7 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
 
 def test_tables_of_nothing(tmp_path: Path) -> None:
     write_tables([], [], None, tmp_path)
+    write_label_tables([], tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         f"{name}.{kind}" for name in ("recipes", "differences", "pseudo_labels", "classifier") for kind in ("csv", "md")

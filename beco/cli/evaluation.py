@@ -59,13 +59,42 @@ def evaluate_labels(
     output: Output,
     split: Split = "train",
     fraction: Annotated[float, typer.Option(min=0, max=1, help="reliable share of each class")] = 0.5,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="instead of --fraction: reliable is what is as confident as this")
+    ] = None,
+    apart: Annotated[
+        list[str], typer.Option(help="split list of VOC whose pictures are measured apart, too; repeatable")
+    ] = [],  # noqa: B006
     threads: Threads = 1,
 ) -> None:
-    """Score pseudo-labels against the training masks, where there are any."""
+    """Score pseudo-labels and their confidence against the training masks, where there are any."""
     from beco.datasets import manifest as manifests
-    from beco.evaluation import evaluate as stage
+    from beco.datasets import voc
+    from beco.evaluation import quality as stage
 
-    stage.evaluate_labels(manifests.read(manifest, root).split(split), labels, output, fraction, threads)
+    chosen = manifests.read(manifest, root).split(split)
+    lists = {name: voc.read_list(root, name) for name in apart}
+    stage.evaluate_labels(chosen, labels, output, fraction, threads, threshold, lists)
+
+
+@app.command()
+def sweep_labels(
+    manifest: ManifestPath,
+    root: Root,
+    cams: Annotated[Path, typer.Option(help="cams.h5, or with refine: irn the scores of beco refine")],
+    background: Annotated[list[float], typer.Option(min=0, max=1, help="background score; repeatable")],
+    output: Output,
+    settings: Annotated[str | None, typer.Option(help="settings of `labels`, YAML text or file")] = None,
+    split: Split = "train",
+    threads: Threads = 1,
+) -> None:
+    """Score the pseudo-labels of several background scores against the training masks, as CSV."""
+    from beco.config import Labels, read_settings
+    from beco.datasets import manifest as manifests
+    from beco.evaluation import sweep as stage
+
+    pictures = manifests.read(manifest, root).split(split)
+    stage.sweep(pictures, cams, read_settings(Labels, settings), background, output, threads)
 
 
 def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
@@ -102,9 +131,12 @@ def tables(
     classifier: Annotated[Path | None, typer.Option(help="classifier.json")] = None,
 ) -> None:
     """Write the tables of recipes, pseudo-labels and classes."""
+    from beco.evaluation import label_tables
     from beco.evaluation import tables as stage
 
-    stage.write_tables(*_sources(runs, labels), classifier, output)
+    found, sources = _sources(runs, labels)
+    stage.write_tables(found, sources, classifier, output)
+    label_tables.write_label_tables(sources, output)
 
 
 @app.command()

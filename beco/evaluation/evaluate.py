@@ -1,4 +1,4 @@
-"""Measure one split: predictions or pseudo-labels against the masks, into `metrics.json` and two CSV files.
+"""Measure one split: predictions against the masks, into `metrics.json` and two CSV files.
 
 `metrics.json` holds `Scorer.result` with classes by name, the protocol, the split and the hash of the
 manifest's rows; `per_class.csv` and `per_image.csv` hold the same by class and by picture. Shares run from
@@ -9,7 +9,7 @@ are left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,12 @@ from PIL import Image
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
-from beco.evaluation.metrics import BORDER_BINS, VOID, Counts, Scorer, border_table, count, count_border
-from beco.files import text_hash, whole, write_json
+from beco.evaluation.metrics import BORDER_BINS, Counts, Scorer, border_table, count, count_border
+from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
-from beco.pseudolabels import UNCERTAIN, PseudoLabels, reliable_pixels
 
 PER_CLASS = ["iou", "boundary_iou_per_class", "precision", "recall", "truth_pixels", "predicted_pixels"]
 CONVENTION = "255 in a prediction counts as background, 255 in the truth is left out"
-T = TypeVar("T")
 
 
 def evaluate_predictions(
@@ -52,11 +50,11 @@ def evaluate_predictions(
         counts = count(prediction, truth, len(manifest.classes) + 1, image_id)
         return counts, count_border(prediction, truth)
 
-    scorer, border = Scorer(len(manifest.classes) + 1), _no_border()
+    scorer, border = Scorer(len(manifest.classes) + 1), np.zeros((len(BORDER_BINS), 3), dtype=np.int64)
     for image_id, (counts, near) in zip(measured.ids, in_order(one, measured.ids, threads, "evaluate"), strict=True):
         scorer.merge(image_id, counts)
         border += near
-    return _write(manifest, scorer, border, protocol, {}, output)
+    return write_result(manifest, scorer, border, protocol, {}, output)
 
 
 def squeezed(label: np.ndarray, side: int) -> np.ndarray:
@@ -67,79 +65,7 @@ def squeezed(label: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(label).resize((side, side), Image.Resampling.NEAREST))
 
 
-def evaluate_labels(
-    manifest: Manifest, labels: Path, output: Path, fraction: float = 0.5, threads: int = 2
-) -> dict[str, Any]:
-    """Measure the pseudo-labels in `labels` (`labels.h5`) on the pictures of `manifest`, usually the
-    training split.
-
-    Writes and returns what `evaluate_predictions` does, and in addition, over every picture whether it has
-    a mask or not: `uncertain`, the share of pixels without an opinion (255), and `reliable` with the
-    `fraction` asked for, the `share` of all pixels that the reliable mask keeps, and `accuracy_inside` and
-    `accuracy_outside` it. Outside, only pixels with an opinion count: an uncertain pixel claims nothing
-    that could be wrong.
-    """
-    source = PseudoLabels(labels)
-    stored = set(source.ids())
-    if lacking := [image_id for image_id in manifest.ids if image_id not in stored]:
-        raise UserError(
-            f"{labels}: no label for {lacking[0]} and {len(lacking) - 1} more; it was made from another "
-            "manifest: run its stage again"
-        )
-    masks = set(manifest.with_masks().ids)
-
-    def one(image_id: str) -> tuple[np.ndarray, tuple[Counts, np.ndarray] | None]:
-        label = source.label(image_id)
-        reliable = reliable_pixels(label, source.confidence(image_id), fraction)
-        truth = manifest.mask(image_id) if image_id in masks else None
-        if truth is None:
-            return _trust(label, reliable, None), None
-        counts = count(label, truth, len(manifest.classes) + 1, image_id)  # first: it refuses another size
-        return _trust(label, reliable, truth), (counts, count_border(label, truth))
-
-    scorer, border, trust = Scorer(len(manifest.classes) + 1), _no_border(), np.zeros(7, dtype=np.int64)
-    found = in_order(one, manifest.ids, threads, "evaluate labels")
-    for image_id, (numbers, measured) in zip(manifest.ids, found, strict=True):
-        trust += numbers
-        if measured:
-            scorer.merge(image_id, measured[0])
-            border += measured[1]
-    source.store.close()
-    return _write(manifest, scorer, border, {"reliable_fraction": fraction}, _trust_shares(trust, fraction), output)
-
-
-def _trust(label: np.ndarray, reliable: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """(7,) pixels: all, uncertain, reliable; valid and right inside, valid and right outside."""
-    totals = [label.size, np.count_nonzero(label == UNCERTAIN), np.count_nonzero(reliable)]
-    if truth is None:
-        return np.array([*totals, 0, 0, 0, 0])
-    valid, right = (truth != VOID) & (label != UNCERTAIN), label == truth
-    sides = [valid & reliable, valid & ~reliable]
-    return np.array(totals + [np.count_nonzero(mask) for side in sides for mask in (side, side & right)])
-
-
-def _trust_shares(trust: np.ndarray, fraction: float) -> dict[str, Any]:
-    pixels, uncertain, reliable, inside, right_inside, outside, right_outside = (int(n) for n in trust)
-    return {
-        "uncertain": _share(uncertain, pixels),
-        "reliable": {
-            "fraction": fraction,
-            "share": _share(reliable, pixels),
-            "accuracy_inside": _share(right_inside, inside),
-            "accuracy_outside": _share(right_outside, outside),
-        },
-    }
-
-
-def _share(part: int, total: int) -> float | None:
-    return part / total if total else None
-
-
-def _no_border() -> np.ndarray:
-    return np.zeros((len(BORDER_BINS), 3), dtype=np.int64)
-
-
-def _write(
+def write_result(
     manifest: Manifest,
     scorer: Scorer,
     border: np.ndarray,
@@ -147,7 +73,10 @@ def _write(
     extra: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
-    """Write the three files; `metrics.json` comes last, so that its presence means all are there."""
+    """Write the three files and return what `metrics.json` holds, with `extra` in it.
+
+    That file comes last, so that its presence means all are there.
+    """
     names = ["background", *manifest.classes]
     result = scorer.result()
     split = ", ".join(dict.fromkeys(manifest.table["split"]))
@@ -155,9 +84,9 @@ def _write(
     frame = pd.DataFrame({key.removesuffix("_per_class"): result[key] for key in PER_CLASS})
     frame.insert(0, "class", names)
     frame.insert(0, "value", range(len(names)))
-    _write_csv(frame if measured else frame.iloc[:0], output / "per_class.csv")
+    write_csv(frame if measured else frame.iloc[:0], output / "per_class.csv")
     images = pd.DataFrame(scorer.rows, columns=["image_id", "pixel_accuracy", "miou"])
-    _write_csv(images, output / "per_image.csv")
+    write_csv(images, output / "per_image.csv")
     named = {key: dict(zip(names, result[key], strict=True)) for key in PER_CLASS}
     metrics = {
         **({} if measured else {"reason": f"split `{split}` has no masks, so there is nothing to measure against"}),
@@ -173,8 +102,3 @@ def _write(
     }
     write_json(output / "metrics.json", metrics)
     return metrics
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    with whole(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")

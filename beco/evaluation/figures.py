@@ -226,15 +226,17 @@ def border_errors(
     bins = next((rows for rows in [*labels.values(), *results.values()] if rows), None)
     if bins is None:
         return None
-    names = [f"{row['from']}–{row['to']}" if row["to"] is not None else f"{row['from']}+" for row in bins]
+    names = _distances(bins)
     colours, label_colours = colour_of(results), dict(zip(labels, reversed(COLOURS), strict=False))
 
     def draw(figure: Figure, axis: Axes) -> None:
         for name, rows in results.items():
-            axis.plot(range(len(rows)), _errors(rows), color=colours[name], marker="o", markersize=4, label=name)
+            axis.plot(
+                range(len(rows)), _shares(rows, "error"), color=colours[name], marker="o", markersize=4, label=name
+            )
         for name, rows in labels.items():
             axis.plot(
-                range(len(rows)), _errors(rows), color=label_colours.get(name, COLOURS[-1]), marker="s",
+                range(len(rows)), _shares(rows, "error"), color=label_colours.get(name, COLOURS[-1]), marker="s",
                 markersize=5, markerfacecolor=PAPER, linestyle=(0, (5, 3)), label=f"labels {name}",
             )  # fmt: skip
         axis.set_xticks(range(len(names)), names)
@@ -244,8 +246,87 @@ def border_errors(
     return _svg(draw, 5.4, 4.6, "Error rate by distance to the true border")
 
 
-def _errors(rows: list[dict[str, Any]]) -> list[float]:
-    return [np.nan if row["error"] is None else 100 * row["error"] for row in rows]
+def _distances(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"{row['from']}–{row['to']}" if row["to"] is not None else f"{row['from']}+" for row in rows]
+
+
+def calibration(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
+    """Share of right pixels by confidence; `labels` are the `confidence.bins` of `metrics.json`.
+
+    A point's area grows with the share of the pixels that it stands for.
+    """
+    known = {name: [row for row in rows if row["accuracy"] is not None] for name, rows in labels.items()}
+    known = {name: rows for name, rows in known.items() if rows}
+    if not known:
+        return None
+    colours = colour_of(known)
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for index, (name, rows) in enumerate(known.items()):
+            x, y = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
+            pixels = np.array([row["pixels"] for row in rows], dtype=float)
+            axis.plot(x, [100 * value for value in y], color=colours[name], linewidth=1)
+            axis.scatter(
+                x, [100 * value for value in y], 12 + 300 * pixels / pixels.sum(), color=colours[name],
+                marker=MARKERS[index % len(MARKERS)], alpha=0.8, edgecolor=PAPER, label=f"labels {name}",
+            )  # fmt: skip
+        axis.set(xlabel="confidence (margin of the best class)", ylabel="right pixels (%)", xlim=(-0.03, 1.03))
+        _legend(figure, axis)
+
+    return _svg(draw, 5.4, 4.6, "Right pixels by confidence")
+
+
+def border_trust(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
+    """By distance to the true border: share of reliable pixels, and error rates of these (solid) and the rest (dashed).
+
+    `labels` are the `border_trust` rows of `metrics.json`.
+    """
+    known = {name: rows for name, rows in labels.items() if rows}
+    if not known:
+        return None
+    names, colours = _distances(next(iter(known.values()))), colour_of(known)
+
+    def draw(figure: Figure, axes: Any) -> None:
+        for index, (name, rows) in enumerate(known.items()):
+            look: dict[str, Any] = {"color": colours[name], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+            place = range(len(rows))
+            axes[0].plot(place, _shares(rows, "reliable_share"), label=f"labels {name}", **look)
+            axes[1].plot(place, _shares(rows, "error_reliable"), **look)
+            axes[1].plot(
+                place, _shares(rows, "error_rest"), linestyle=(0, (5, 3)), markerfacecolor=PAPER, **look
+            )  # fmt: skip
+        for axis, text in zip(axes, ("reliable pixels (%)", "wrong pixels (%)"), strict=True):
+            axis.set_xticks(range(len(names)), names)
+            axis.set(xlabel="distance to the true border (pixels)", ylabel=text, ylim=(0, None))
+        _legend(figure, axes[0], 100)
+
+    return _svg(draw, 8.4, 4.2, "Reliable pixels and their errors by distance to the true border", 2)
+
+
+def sweep_curves(swept: pd.DataFrame) -> str | None:
+    """mIoU by background score, a line for each source; `swept` is that of `label_tables.sweep_table`."""
+    if swept.empty:
+        return None
+    colours = colour_of(swept["labels"])
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for index, (name, group) in enumerate(swept.groupby("labels", sort=False)):
+            colour, marker = colours[str(name)], MARKERS[index % len(MARKERS)]
+            line = group.sort_values("background")
+            axis.plot(line["background"], 100 * line["miou"], color=colour, marker=marker, markersize=4, label=name)
+            best = line[line["best"]]
+            axis.plot(
+                best["background"], 100 * best["miou"], color=colour, marker=marker, markersize=9, linestyle="",
+                markeredgecolor=PAPER,
+            )  # fmt: skip
+        axis.set(xlabel="background score", ylabel="mIoU, training split (%)")
+        _legend(figure, axis)
+
+    return _svg(draw, 5.4, 4.6, "Quality of the pseudo-labels by background score")
+
+
+def _shares(rows: list[dict[str, Any]], key: str) -> list[float]:
+    return [np.nan if row[key] is None else 100 * row[key] for row in rows]
 
 
 def _legend(figure: Figure, axis: Axes, characters: int = 75) -> None:

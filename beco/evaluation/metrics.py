@@ -8,6 +8,7 @@ as background, because that is how pseudo-labels after a CRF are measured in the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,6 +230,12 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
+
+
+def foreground_mean(values: Sequence[float | None]) -> float | None:
+    """Mean over the classes that have a value; the first of them is background and left out."""
+    known = [value for value in values[1:] if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _listed(values: np.ndarray) -> list[float | None]:

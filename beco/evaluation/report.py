@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
-from beco.evaluation import differences, figures, tables
+from beco.evaluation import differences, figures, label_tables, tables
 from beco.evaluation.gallery import ERRORS, train_rows, val_rows
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import whole
@@ -29,7 +29,10 @@ from beco.store import Store
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
 RUN_FILES = ["metrics.json", "per_class.csv", "per_image.csv", "history.csv", "training.json", "predictions"]
-LABEL_FILES = ["labels.h5", "quality/metrics.json", "quality/per_class.csv", "quality/per_image.csv"]
+LABEL_FILES = [
+    "labels.h5",
+    *(f"quality/{name}" for name in ("metrics.json", "per_class.csv", "per_image.csv", "sweep.csv")),
+]
 
 
 def write_report(
@@ -100,7 +103,7 @@ def _anchor(name: str) -> str:
 
 def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any]:
     """Tables, figures and the sentences drawn from them."""
-    recipes, labels = tables.recipe_table(runs, label_sources), tables.label_table(label_sources)
+    recipes, labels = tables.recipe_table(runs, label_sources), label_tables.label_table(label_sources)
     run_table, classes = tables.run_table(runs), tables.class_table(runs, label_sources)
     experiments = [str(name) for name in recipes["experiment"]]
     errors = {source.name: source.metrics().get("border_error", []) for source in label_sources}
@@ -111,15 +114,31 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any
         "shares": figures.share_curves(runs),
         "classes": figures.class_bars(classes, experiments),
         "border": figures.border_errors(errors, {name: results[name] for name in experiments}),
+        **_label_figures(label_sources),
     }
     return {
         "recipes": recipes.to_dict("records"),
         "differences": differences.difference_table(run_table, tables.RUN_NUMBERS).to_dict("records"),
-        "labels": [{**row, "best": _best_on(recipes, row["labels"])} for row in labels.to_dict("records")],
+        "labels": [
+            {**row, "best": _best_on(recipes, row["labels"]), "apart": labels["labels"].duplicated()[index]}
+            for index, row in enumerate(labels.to_dict("records"))
+        ],
         "class_table": classes,
         "figures": {name: Markup(plot) if plot else None for name, plot in plots.items()},
         "summary": summary(recipes, [run.metrics().get("reason") for run in runs]),
         "best": _best(recipes),
+    }
+
+
+def _label_figures(label_sources: list[LabelSource]) -> dict[str, str | None]:
+    """Figures of the pseudo-labels alone."""
+    metrics = {source.name: source.metrics() for source in label_sources}
+    bins = {name: found.get("confidence", {}).get("bins", []) for name, found in metrics.items()}
+    trust = {name: found.get("border_trust", []) for name, found in metrics.items()}
+    return {
+        "calibration": figures.calibration(bins),
+        "trust": figures.border_trust(trust),
+        "sweep": figures.sweep_curves(label_tables.sweep_table(label_sources)),
     }
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from beco.errors import UserError
 from beco.evaluation.differences import difference_table
-from beco.files import read_json, whole
+from beco.files import read_json, whole, write_csv
 
 
 @dataclass(frozen=True)
@@ -126,42 +126,6 @@ def recipe_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> p
     ]
     frame = pd.DataFrame(rows, columns=[*columns, "labels_miou"]).astype({"labels_miou": float, "miou": float})
     return frame.assign(difference=frame["miou"] - frame["labels_miou"])
-
-
-def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
-    """One row per pseudo-label source: its metrics, and how far its confidence can be trusted.
-
-    `precision` and `recall` are means over the foreground classes that have a value; `border_error` is the
-    error rate within 1 px of a true border.
-    """
-    rows = []
-    for source in label_sources:
-        metrics = source.metrics()
-        reliable = metrics.get("reliable", {})
-        border = metrics.get("border_error") or [{}]
-        rows.append(
-            {
-                "labels": source.name,
-                **{key: metrics.get(key) for key in RUN_NUMBERS},
-                **{key: _foreground_mean(metrics.get(key, {})) for key in ("precision", "recall")},
-                "border_error": border[0].get("error"),
-                "uncertain": metrics.get("uncertain"),
-                "reliable": reliable.get("share"),
-                "accuracy_reliable": reliable.get("accuracy_inside"),
-                "accuracy_rest": reliable.get("accuracy_outside"),
-                "split": metrics.get("split"),
-                "pictures": metrics.get("pictures"),
-            }
-        )
-    columns = ["labels", *RUN_NUMBERS, "precision", "recall", "border_error", "uncertain", "reliable"]
-    shares = [*columns[1:], "accuracy_reliable", "accuracy_rest"]
-    frame = pd.DataFrame(rows, columns=["labels", *shares, "split", "pictures"])
-    return frame.astype(dict.fromkeys(shares, float))
-
-
-def _foreground_mean(values: dict[str, float | None]) -> float | None:
-    known = [value for value in list(values.values())[1:] if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def class_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
@@ -297,22 +261,20 @@ def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def write_tables(runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path) -> None:
-    """Write every table into `output`: recipes, differences, pseudo_labels and classifier (.csv, .md),
-    per_class.csv, runs.csv.
+    """Write the tables of runs into `output`: recipes, differences and classifier (.csv, .md), per_class.csv, runs.csv;
+    those of pseudo-labels alone are `label_tables.write_label_tables`.
     """
-    recipes, labels = recipe_table(runs, label_sources), label_table(label_sources)
+    recipes = recipe_table(runs, label_sources)
     every, ap = run_table(runs), classifier_table(classifier)
     differences = difference_table(every, RUN_NUMBERS)
-    _csv(recipes, output / "recipes.csv")
-    _text(_recipes_markdown(recipes), output / "recipes.md")
-    _csv(differences, output / "differences.csv")
-    _text(_differences_markdown(differences), output / "differences.md")
-    _csv(labels, output / "pseudo_labels.csv")
-    _text(_labels_markdown(labels), output / "pseudo_labels.md")
-    _csv(class_table(runs, label_sources), output / "per_class.csv")
-    _csv(ap, output / "classifier.csv")
-    _text(_classifier_markdown(ap), output / "classifier.md")
-    _csv(every, output / "runs.csv")
+    write_csv(recipes, output / "recipes.csv")
+    write_text(_recipes_markdown(recipes), output / "recipes.md")
+    write_csv(differences, output / "differences.csv")
+    write_text(_differences_markdown(differences), output / "differences.md")
+    write_csv(class_table(runs, label_sources), output / "per_class.csv")
+    write_csv(ap, output / "classifier.csv")
+    write_text(_classifier_markdown(ap), output / "classifier.md")
+    write_csv(every, output / "runs.csv")
 
 
 def _recipes_markdown(recipes: pd.DataFrame) -> str:
@@ -343,24 +305,11 @@ def _differences_markdown(differences: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def _labels_markdown(labels: pd.DataFrame) -> str:
-    shares = [name for name in labels.columns if name not in ("labels", "split", "pictures")]
-    header = ["labels", *(f"{name.replace('_', ' ')} (%)" for name in shares), "pictures"]
-    rows = [
-        [row["labels"], *(percent(row[name]) for name in shares), row["pictures"]] for row in labels.to_dict("records")
-    ]
-    return markdown(header, rows)
-
-
 def _classifier_markdown(ap: pd.DataFrame) -> str:
     return markdown(["class", "AP (%)"], ([row["class"], percent(row["ap"])] for row in ap.to_dict("records")))
 
 
-def _csv(frame: pd.DataFrame, path: Path) -> None:
-    with whole(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def _text(text: str, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from beco.schema.networks import Encoder, Network
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
 from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels
 from beco.schema.stage2 import InferenceCrf, Mix, Prediction, Training
-from beco.schema.whole import Compute, Config, Experiment, Shards
+from beco.schema.whole import Compute, Config, Experiment, Quality, Shards
 
 __all__ = [
     "Cam",
@@ -27,6 +27,7 @@ __all__ = [
     "Network",
     "Optimiser",
     "Prediction",
+    "Quality",
     "Schedule",
     "Section",
     "SegmenterOptimiser",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beco.schema.base import Count, Name, Section, nearest
+from beco.schema.base import Count, Fraction, Name, Section, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
 from beco.schema.stage1 import Cam, Classifier, Labels
@@ -28,6 +28,17 @@ class Shards(Section):
 
     cams: Count = Field(1, description="jobs for CAM inference")
     labels: Count = Field(2, description="jobs for CRF refinement")
+
+
+class Quality(Section):
+    """How the quality of the pseudo-labels is looked at; no label depends on it."""
+
+    backgrounds: list[Fraction] = Field(
+        [], description="background scores whose labels are scored, too (not kept): the sweep in the report"
+    )
+    apart: list[str] = Field(
+        [], description="further split lists (voc): mIoU on their pictures apart, such as train within train_aug"
+    )
 
 
 class Compute(Section):
@@ -58,6 +69,7 @@ class Config(Section):
     training: Training = Field(default_factory=Training, description="common to all experiments")
     prediction: Prediction = Field(default_factory=Prediction)
     experiments: dict[Name, Experiment] = Field(min_length=1, description="lines of the table by name")
+    quality: Quality = Field(default_factory=Quality)
     compute: Compute = Field(default_factory=Compute)
     gallery: Annotated[int, Field(ge=0)] = Field(24, description="pictures of each split in the report's gallery")
 
@@ -65,6 +77,8 @@ class Config(Section):
     def _names_exist(self) -> Config:
         if self.dataset.format == "voc" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
+        if self.quality.apart and self.dataset.format != "voc":
+            raise ValueError("quality.apart names split lists, which only voc has; leave it out")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():

@@ -25,9 +25,7 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
     With refine: irn, `cams` are the scores that `beco refine` makes; UserError if the one is given for the other.
     """
     source = Store(cams)
-    if ("walk" in source.attributes) != (settings.refine == "irn"):
-        wanted = "the scores of beco refine" if settings.refine == "irn" else "the CAMs of beco cams"
-        raise UserError(f"{cams}: not what refine: {settings.refine} starts from; give {wanted}")
+    check_maps(source, settings)
     attributes = {
         "labels": settings.model_dump(mode="json", include=settings.label_keys()),
         "cams": file_hash(cams),
@@ -46,6 +44,13 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
                 label, confidence = from_scores(with_background(scores, settings.background), values)
             writer.put("label", image_id, label)
             writer.put("confidence", image_id, quantised(confidence))
+
+
+def check_maps(maps: Store, settings: Labels) -> None:
+    """UserError unless `maps` are what the recipe starts from: CAMs, or for IRN its scores."""
+    if ("walk" in maps.attributes) != (settings.refine == "irn"):
+        wanted = "the scores of beco refine" if settings.refine == "irn" else "the CAMs of beco cams"
+        raise UserError(f"{maps.path}: not what refine: {settings.refine} starts from; give {wanted}")
 
 
 def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:

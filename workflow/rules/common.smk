@@ -152,6 +152,49 @@ def class_maps(wildcards):
     return f"{BASE}/{same[0]}/scores.h5"
 
 
+def sweep_settings(wildcards):
+    """What a sweep of the background score depends on: of a CRF recipe, the CRF; its thresholds are what is swept."""
+    recipe = CONFIG.labels[wildcards.labels]
+    return recipe.model_dump_json(include={"refine", "crf"} & recipe.label_keys())
+
+
+def sweep_options():
+    """The background scores of the sweep: --background score …"""
+    return [
+        word
+        for score in CONFIG.quality.backgrounds
+        for word in ("--background", str(score))
+    ]
+
+
+def quality_options():
+    """How the quality of labels is measured, as options of `beco evaluate-labels`."""
+    options = ["--fraction", str(CONFIG.training.reliable_fraction)]
+    if CONFIG.training.reliable_threshold is not None:
+        options += ["--threshold", str(CONFIG.training.reliable_threshold)]
+    return options + [
+        word for name in CONFIG.quality.apart for word in ("--apart", name)
+    ]
+
+
+def label_quality():
+    """What is measured of the labels: their quality, and the sweep if one is asked for."""
+    found = [f"{BASE}/{name}/quality/metrics.json" for name in LABELS]
+    if CONFIG.quality.backgrounds:
+        found += [f"{BASE}/{name}/quality/sweep.csv" for name in swept_labels()]
+    return found
+
+
+def swept_labels():
+    """The recipes that are swept: not imports, and of several that differ in nothing but what is swept the first."""
+    first = {}
+    for name, recipe in CONFIG.labels.items():
+        if recipe.refine != "import":
+            keys = {"refine", "crf"} | ({"irn"} if recipe.refine == "irn" else set())
+            first.setdefault(recipe.model_dump_json(include=keys), name)
+    return list(first.values())
+
+
 def irn_settings(part):
     """The settings of IRN's training or of its walk, as a function of the wildcards."""
 

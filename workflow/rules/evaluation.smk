@@ -54,21 +54,50 @@ rule evaluate_labels:
         gpu=0,
     params:
         root=dataset_root(),
-        fraction=CONFIG.training.reliable_fraction,
+        options=quality_options(),
         folder=subpath(output.metrics, parent=True),
-        code=stage_hash("beco.evaluation.evaluate"),
+        code=stage_hash("beco.evaluation.quality"),
     message:
         "Scoring the pseudo-labels `{wildcards.labels}` on the training pictures"
     shell:
         "beco --log {log:q} evaluate-labels --manifest {input.manifest:q} --root {params.root:q}"
-        " --labels {input.labels:q} --fraction {params.fraction} --output {params.folder:q} --threads {threads}"
+        " --labels {input.labels:q} {params.options:q} --output {params.folder:q} --threads {threads}"
+
+
+rule sweep_labels:
+    input:
+        manifest=f"{BASE}/manifest.csv",
+        cams=class_maps,
+    output:
+        f"{BASE}/{{labels}}/quality/sweep.csv",
+    log:
+        f"{BASE}/logs/sweep_labels.{{labels}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/sweep_labels.{{labels}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=720,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        settings=sweep_settings,
+        backgrounds=sweep_options(),
+        code=stage_hash("beco.evaluation.sweep"),
+    message:
+        "Scoring the pseudo-labels `{wildcards.labels}` at several background scores"
+    shell:
+        "beco --log {log:q} sweep-labels --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        " --settings {params.settings:q} {params.backgrounds:q} --output {output:q} --threads {threads}"
 
 
 rule tables:
     input:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/training.json"),
-        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+        label_quality(),
         classifier=f"{BASE}/classifier/classifier.json",
     output:
         report(
@@ -92,7 +121,7 @@ rule tables:
     params:
         runs=run_options(),
         labels=label_options(),
-        code=stage_hash("beco.evaluation.tables"),
+        code=stage_hash("beco.evaluation.label_tables"),
     message:
         "Tables"
     shell:
@@ -105,7 +134,7 @@ rule report:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/history.csv"),
         all_runs("{run}/predictions"),
-        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+        label_quality(),
         expand(f"{BASE}/{{labels}}/labels.h5", labels=LABELS),
         manifest=f"{BASE}/manifest.csv",
         cams=f"{BASE}/cams.h5",
@@ -171,7 +200,7 @@ rule archive:
 
 rule pseudo_labels:
     input:
-        expand(f"{BASE}/{{labels}}/quality/metrics.json", labels=LABELS),
+        label_quality(),
 
 
 rule scores:

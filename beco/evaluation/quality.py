@@ -1,0 +1,193 @@
+"""How good pseudo-labels are, and how far their confidence can be trusted, against the masks of their pictures.
+
+These are the numbers behind the paper's Figures 1 and 2: mIoU, errors by distance to a true border inside and outside
+the reliable mask, and how often a pixel of a given confidence is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+from beco.evaluation.evaluate import write_result
+from beco.evaluation.metrics import BORDER_BINS, VOID, Counts, Scorer, border_distance, count, count_border
+from beco.ordered import in_order
+from beco.pseudolabels import LEVELS, UNCERTAIN, PseudoLabels, quantised, reliable_pixels
+
+CALIBRATION_BINS = 15
+APART = ("miou", "boundary_iou", "pixel_accuracy", "pictures")
+
+
+@dataclass
+class Trust:
+    """What one picture, or a sum of pictures, tells of the confidence."""
+
+    pixels: np.ndarray
+    """(3,) int64: all pixels, those without an opinion, reliable ones."""
+    by_level: np.ndarray
+    """(256, 2) int64: pixels with an opinion and a truth by stored confidence; those that are right."""
+    by_distance: np.ndarray
+    """(bins of `BORDER_BINS`, 2, 2) int64: reliable pixels and the others with an opinion; all and wrong ones."""
+
+    @classmethod
+    def nothing(cls) -> Trust:
+        """The sum of no pictures."""
+        shapes = (3,), (LEVELS + 1, 2), (len(BORDER_BINS), 2, 2)
+        return cls(*(np.zeros(shape, dtype=np.int64) for shape in shapes))
+
+    def add(self, other: Trust) -> None:
+        """Add another picture's numbers."""
+        self.pixels += other.pixels
+        self.by_level += other.by_level
+        self.by_distance += other.by_distance
+
+    def result(self) -> dict[str, Any]:
+        """All numbers as `metrics.json` has them; None where there is nothing to divide by."""
+        every, uncertain, reliable = (int(number) for number in self.pixels)
+        inside, outside = self.by_distance.sum(0)
+        return {
+            "uncertain": share(uncertain, every),
+            "reliable": {
+                "share": share(reliable, every),
+                "accuracy_inside": share(inside[0] - inside[1], inside[0]),
+                "accuracy_outside": share(outside[0] - outside[1], outside[0]),
+            },
+            "confidence": {"auroc": auroc(self.by_level), "bins": self._calibration()},
+            "border_trust": self._by_distance(),
+        }
+
+    def _calibration(self) -> list[dict[str, Any]]:
+        edges = np.linspace(0, LEVELS + 1, CALIBRATION_BINS + 1).round().astype(int)
+        rows = []
+        for low, high in pairwise(edges):
+            pixels, right = self.by_level[low:high].sum(0)
+            mean = share(int(self.by_level[low:high, 0] @ np.arange(low, high)), int(pixels) * LEVELS)
+            bounds = {"from": float(low) / LEVELS, "to": float(high - 1) / LEVELS}
+            rows.append({**bounds, "pixels": int(pixels), "confidence": mean, "accuracy": share(right, pixels)})
+        return rows
+
+    def _by_distance(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "from": low,
+                "to": high,
+                "reliable_share": share(inside[0], inside[0] + outside[0]),
+                "error_reliable": share(inside[1], inside[0]),
+                "error_rest": share(outside[1], outside[0]),
+            }
+            for (low, high), (inside, outside) in zip(BORDER_BINS, self.by_distance, strict=True)
+        ]
+
+
+def share(part: int, total: int) -> float | None:
+    """A quotient, or None of nothing."""
+    return float(part / total) if total else None
+
+
+def auroc(by_level: np.ndarray) -> float | None:
+    """Chance that a right pixel has a higher confidence than a wrong one, ties counting half.
+
+    `by_level` is (levels, 2) int: pixels and right ones by confidence. This is the area under the ROC curve of the
+    confidence as a detector of right pixels (Mann-Whitney); 0.5 means that it knows nothing. None if all are right, or
+    all wrong.
+    """
+    right = by_level[:, 1].astype(float)
+    wrong = by_level[:, 0] - right
+    if not right.sum() or not wrong.sum():
+        return None
+    below = np.cumsum(wrong) - wrong
+    return float(right @ (below + wrong / 2) / (right.sum() * wrong.sum()))
+
+
+def trust_of(label: np.ndarray, confidence: np.ndarray, reliable: np.ndarray, truth: np.ndarray | None) -> Trust:
+    """The numbers of one picture: (H, W) arrays, uint8, confidences in [0, 1], bool, and uint8 or None without a mask.
+
+    Only pixels with an opinion count as right or wrong: an uncertain one claims nothing.
+    """
+    found = Trust.nothing()
+    found.pixels[:] = label.size, np.count_nonzero(label == UNCERTAIN), np.count_nonzero(reliable)
+    if truth is None:
+        return found
+    known = (truth != VOID) & (label != UNCERTAIN)
+    wrong, levels = label[known] != truth[known], quantised(confidence[known])
+    found.by_level[:, 0] = np.bincount(levels, minlength=LEVELS + 1)
+    found.by_level[:, 1] = np.bincount(levels[~wrong], minlength=LEVELS + 1)
+    bins = np.digitize(border_distance(truth)[known], [low for low, _ in BORDER_BINS[1:]])
+    cells = (bins * 2 + ~reliable[known]) * 2
+    flat = np.bincount(cells, minlength=found.by_distance.size)
+    flat[1::2] = np.bincount(cells[wrong], minlength=len(flat))[::2]
+    found.by_distance[:] = flat.reshape(found.by_distance.shape)
+    return found
+
+
+def evaluate_labels(
+    manifest: Manifest,
+    labels: Path,
+    output: Path,
+    fraction: float = 0.5,
+    threads: int = 2,
+    threshold: float | None = None,
+    apart: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Measure the pseudo-labels in `labels` (`labels.h5`) on the pictures of `manifest`, usually the
+    training split.
+
+    Writes and returns what `evaluate_predictions` does, and in addition, over every picture whether it has a mask or
+    not: `uncertain`, the share of pixels without an opinion (255), and `reliable` with the `share` of all pixels that
+    the reliable mask keeps (by `fraction` or `threshold`, see `reliable_pixels`). Over the pixels that have an opinion
+    and a truth: `accuracy_inside` and `accuracy_outside` the mask, `confidence` with its `auroc` and accuracy by bins,
+    and `border_trust`, error rates by distance to the border inside and outside the mask. `apart` names lists of
+    pictures whose mIoU is given once more for them alone (VOC: train within train_aug).
+    """
+    source = PseudoLabels(labels)
+    stored = set(source.ids())
+    if lacking := [image_id for image_id in manifest.ids if image_id not in stored]:
+        raise UserError(
+            f"{labels}: no label for {lacking[0]} and {len(lacking) - 1} more; it was made from another "
+            "manifest: run its stage again"
+        )
+    size = len(manifest.classes) + 1
+    total, border, trust = Scorer(size), np.zeros((len(BORDER_BINS), 3), dtype=np.int64), Trust.nothing()
+    lists = {name: (set(ids), Scorer(size)) for name, ids in (apart or {}).items()}
+    rule = {"reliable_fraction": fraction} if threshold is None else {"reliable_threshold": threshold}
+    work = partial(_one, manifest, set(manifest.with_masks().ids), source, (fraction, threshold))
+    found = in_order(work, manifest.ids, threads, "evaluate labels")
+    for image_id, (trusted, measured) in zip(manifest.ids, found, strict=True):
+        trust.add(trusted)
+        if measured:
+            counts, near = measured
+            total.merge(image_id, counts)
+            border += near
+            for members, scorer in lists.values():
+                if image_id in members:
+                    scorer.merge(image_id, counts)
+    source.store.close()
+    extra = {
+        **trust.result(),
+        "apart": {name: {key: scorer.result()[key] for key in APART} for name, (_, scorer) in lists.items()},
+    }
+    return write_result(manifest, total, border, rule, extra, output)
+
+
+def _one(
+    manifest: Manifest,
+    masks: set[str],
+    source: PseudoLabels,
+    rule: tuple[float, float | None],
+    image_id: str,
+) -> tuple[Trust, tuple[Counts, np.ndarray] | None]:
+    label, confidence = source.label(image_id), source.confidence(image_id)
+    reliable = reliable_pixels(label, confidence, *rule)
+    if image_id not in masks:
+        return trust_of(label, confidence, reliable, None), None
+    truth = manifest.mask(image_id)
+    counts = count(label, truth, len(manifest.classes) + 1, image_id)  # first: it refuses another size
+    return trust_of(label, confidence, reliable, truth), (counts, count_border(label, truth))
