@@ -19,6 +19,7 @@ from beco.cli import app
 from beco.config import Network, Training, validate_config
 from beco.engine import Compute
 from beco.errors import UserError
+from beco.files import read_json
 from beco.pseudolabels import UNCERTAIN
 from beco.sampling import Draws
 from beco.stage2.networks import Segmenter
@@ -234,7 +235,7 @@ def test_slow_stores_are_remarked_on() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--what", "all-of-it"], "--what: no part `all-of-it`; known: training, stages, stores, all"),
+        (["--what", "all-of-it"], "--what: no part `all-of-it`; known: training, stages, stores, crf, all"),
         (["--preset", "huge"], "--preset: no preset `huge`; known: demo, paper"),
         (["--recipe", "soup"], "--recipe: no recipe `soup`"),
         (["--settings", "{crop: {sise: 3}}"], "crop.sise: unknown key"),
@@ -247,3 +248,26 @@ def test_wrong_options_are_one_line(given: list[str], said: str) -> None:
 
     done = CliRunner().invoke(app, ["benchmark", "--device", "cpu", "--quick", *given])
     assert isinstance(done.exception, UserError) and said in str(done.exception) and "\n" not in str(done.exception)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_both_crf_backends_are_compared(own: bool, tmp_path: Path) -> None:
+    pytest.importorskip("pydensecrf")
+    options = report.Options(pictures=3)
+    if own:
+        drawn = pictures.drawn(tmp_path, 4, 48)
+        options = report.Options(pictures=3, manifest=tmp_path / "manifest.csv", root=drawn.root)
+    found = report.run("crf", options, Compute("cpu"), tmp_path / "crf.json")["crf"]
+    assert found == read_json(tmp_path / "crf.json")["crf"] and found["pictures"] == 3
+    for name in ("irn", "test_time"):
+        assert found[name]["same_labels"] >= found[name]["same_labels_worst"] > 0.999
+        assert 0 <= found[name]["mean_difference_worst"] < 1e-4
+        times = found[name]["torch_s_per_picture"], found[name]["pydensecrf_s_per_picture"]
+        assert found[name]["ratio"] == pytest.approx(times[1] / times[0])
+
+
+def test_another_encoder_leaves_the_presets_behind() -> None:
+    chosen = presets.setting("paper", "{encoder: {name: resnet10t}}", None, "beco", None, "cpu")
+    assert chosen.network.encoder.name == "resnet10t" and chosen.network.multi_grid is None
+    kept = presets.setting("demo", "{encoder: {options: {channels: [8, 16, 32, 64]}}}", None, "beco", None, "cpu")
+    assert kept.network.encoder.name == "resnet10t"

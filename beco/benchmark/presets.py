@@ -75,6 +75,9 @@ class _Values(Section):
 
 
 def _laid_over(model: type[S], base: dict[str, Any], text: str | None, where: str) -> S:
-    """`base` with the keys that `text` sets."""
+    """`base` with the keys that `text` sets; another encoder leaves behind what belongs to the preset's."""
     values = read_settings(_Values, text, where).model_dump()
+    encoder = values.get("encoder")
+    if isinstance(encoder, str) or (isinstance(encoder, dict) and "name" in encoder):
+        base = {key: value for key, value in base.items() if key not in ("encoder", "multi_grid")}
     return validate(model, merge(base, values), where)

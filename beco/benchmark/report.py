@@ -13,13 +13,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from beco.benchmark import pictures, presets, stages, stores, training
+from beco.benchmark import crfs, pictures, presets, stages, stores, training
+from beco.datasets import manifest as manifests
+from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device, describe
 from beco.errors import UserError
 from beco.files import write_json
 from beco.sources import commit
 
-PARTS = ("training", "stages", "stores")
+PARTS = ("training", "stages", "stores", "crf")
 ROUNDS = {"demo": 15, "paper": 1}
 SLOWEST_OPENING, SLOWEST_READ = 1.0, 2.0  # seconds, milliseconds
 
@@ -37,6 +39,7 @@ class Options:
     quick: bool = False
     size: int = 256
     entries: int = 100_000
+    pictures: int | None = None
     manifest: Path | None = None
     labels: Path | None = None
     root: Path | None = None
@@ -75,6 +78,8 @@ def _measured(part: str, options: Options, compute: Compute, device: torch.devic
         return stages.measure(folder, 64 if options.quick else options.size, 0.1 if options.quick else 1.0)
     if part == "stores":
         return stores.measure(folder, *((500, 8) if options.quick else (options.entries, 200)))
+    if part == "crf":
+        return crfs.measure(_crf_pictures(options))
     chosen = presets.setting(
         options.preset, options.network, options.settings, options.recipe, options.classes, device.type
     )
@@ -87,6 +92,17 @@ def _measured(part: str, options: Options, compute: Compute, device: torch.devic
         own = options.manifest, options.root, options.labels
         loader = pictures.own_set(*own, options.split, chosen.training, chosen.classes)
     return {"preset": options.preset} | training.measure(chosen, compute, rounds, loader)
+
+
+def _crf_pictures(options: Options) -> Manifest | int:
+    """The first pictures of the user's, or the number of those to be made up."""
+    count = options.pictures or (2 if options.quick else 24)
+    if options.manifest is None:
+        return count
+    if options.root is None:
+        raise UserError("--manifest: needs --root, too; give both or none")
+    chosen = manifests.read(options.manifest, options.root).split(options.split)
+    return Manifest(chosen.root, chosen.table.iloc[:count], chosen.classes)
 
 
 def table(values: dict[str, Any]) -> str:

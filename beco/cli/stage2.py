@@ -93,7 +93,7 @@ def predict(
 
 @app.command()
 def benchmark(
-    what: Annotated[str, typer.Option(help="training, stages, stores or all")] = "training",
+    what: Annotated[str, typer.Option(help="training, stages, stores, crf or all")] = "training",
     preset: Annotated[str, typer.Option(help="demo (config.yaml's) or paper (two ResNet-101 at 512²)")] = "demo",
     network: Annotated[str | None, typer.Option(help="settings over the preset's network, YAML text or file")] = None,
     settings: Settings = None,
@@ -103,6 +103,7 @@ def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="rough figures in seconds")] = False,
     size: Annotated[int, typer.Option(min=48, help="side of the stages' pictures, pixels")] = 256,
     entries: Annotated[int, typer.Option(min=1, help="pictures in the store that is opened")] = 100_000,
+    pictures: Annotated[int | None, typer.Option(min=1, help="pictures for crf; default 24")] = None,
     manifest: Annotated[Path | None, typer.Option(help="manifest.csv: feed these pictures")] = None,
     labels: Annotated[Path | None, typer.Option(help="labels.h5, with --manifest")] = None,
     root: Annotated[Path | None, typer.Option(help="dataset root, with --manifest")] = None,
@@ -118,6 +119,19 @@ def benchmark(
     from beco.engine import Compute
 
     options = stage.Options(
-        preset, network, settings, recipe, classes, rounds, quick, size, entries, manifest, labels, root, split
+        preset,
+        network,
+        settings,
+        recipe,
+        classes,
+        rounds,
+        quick,
+        size,
+        entries,
+        pictures,
+        manifest,
+        labels,
+        root,
+        split,
     )
     stage.run(what, options, Compute(device, threads, workers, compile=compile), output)
