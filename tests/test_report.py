@@ -18,7 +18,7 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
 from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.gallery import error_index, unsqueezed, worst_first
+from beco.evaluation.gallery import change_rows, error_index, picture_scores, unsqueezed, worst_first
 from beco.evaluation.label_tables import write_label_tables
 from beco.evaluation.quality import evaluate_labels
 from beco.evaluation.report import summary, write_report
@@ -73,7 +73,7 @@ def make_run(root: Path, manifest: Manifest, experiment: str, seed: int, labels:
     history.to_csv(folder / "history.csv", index=False)
     write_json(
         folder / "training.json",
-        {"seed": seed, "commit": "abc1234", "device": "cpu", "seconds": 7.0, "note": "<i>"},
+        {"recipe": experiment, "seed": seed, "commit": "abc1234", "device": "cpu", "seconds": 7.0, "note": "<i>"},
     )
     return Run(experiment, seed, labels, folder)
 
@@ -410,6 +410,21 @@ def test_worst_pictures_come_first(built: tuple[Path, Page]) -> None:
         "b": pd.Series({"t0": 0.9, "NA": 0.2, "v0": 0.1}),
     }
     assert worst_first(manifest, scores) == ["NA", "v0", "t0", ODD]
+
+
+def test_gains_and_losses_of_one_recipe_over_another(built: tuple[Path, Page], tmp_path: Path) -> None:
+    root, page = built
+    val = make_manifest(root).split("val")
+    near, far = (make_run(tmp_path, val, name, 0, "crf", shift) for name, shift in (("near", 1), ("far", 3)))
+    gains, losses = change_rows(val, near, far, 5)
+    change = picture_scores(near.folder) - picture_scores(far.folder)
+    expected = change.sort_values(ascending=False)
+    assert [row.image_id for row in gains] == list(expected.index) and not losses
+    assert [row.note for row in gains] == [f"+{100 * value:.1f} points" for value in expected]
+    assert [len(row.columns) for row in gains] == [3, 3]  # the picture and the two recipes
+    again = change_rows(val, far, near, 1)
+    assert not again[0] and [row.image_id for row in again[1]] == [expected.index[0]]
+    assert "Largest gains of beco over single" in page.text and "Largest losses" not in page.text
 
 
 def test_kinds_of_error() -> None:

@@ -76,12 +76,32 @@ def val_rows(manifest: Manifest, runs: list[Run], limit: int) -> list[Row]:
     for run in runs:
         first.setdefault(run.experiment, run)
     scores = {name: picture_scores(run.folder) for name, run in first.items()}
+    shown = [(image_id, _note(scores, image_id)) for image_id in worst_first(manifest, scores)[:limit]]
+    return _run_rows(manifest, first, scores, shown)
+
+
+def change_rows(manifest: Manifest, better: Run, base: Run, limit: int) -> tuple[list[Row], list[Row]]:
+    """The pictures that gain most in mIoU from `base` to `better`, and those that lose most, `limit` of each."""
+    runs = {run.experiment: run for run in (base, better)}
+    scores = {name: picture_scores(run.folder).reindex(manifest.ids) for name, run in runs.items()}
+    change = (scores[better.experiment] - scores[base.experiment]).dropna().sort_values(kind="stable")
+    found = []
+    for part in (change[change > 0][::-1], change[change < 0]):
+        shown = [(str(name), f"{percent(value, signed=True)} points") for name, value in part[:limit].items()]
+        found.append(_run_rows(manifest, runs, scores, shown))
+    return found[0], found[1]
+
+
+def _run_rows(
+    manifest: Manifest, runs: Mapping[str, Run], scores: Mapping[str, pd.Series], shown: list[tuple[str, str]]
+) -> list[Row]:
+    """A row for each picture, with the note that stands beside its name."""
     rows = []
-    for image_id in worst_first(manifest, scores)[:limit]:
+    for image_id, note in shown:
         picture = shrink(manifest.image(image_id))
         truth = _truth(manifest, image_id)
         columns = [_picture_column(picture, truth, image_id)]
-        for name, run in first.items():
+        for name, run in runs.items():
             prediction = unsqueezed(read_index_png(run.folder / "predictions" / f"{image_id}.png"), picture.shape[:2])
             caption = _scored(name, scores[name], image_id)
             tiles = [picture_tile(overlay(picture, prediction), caption, f"prediction of {name}")]
@@ -89,7 +109,7 @@ def val_rows(manifest: Manifest, runs: list[Run], limit: int) -> list[Row]:
                 errors = error_index(prediction, truth)
                 tiles.append(index_tile(errors, error_palette(), "its errors", f"errors of {name}"))
             columns.append(tiles)
-        rows.append(Row(image_id, manifest.present(image_id), _note(scores, image_id), columns))
+        rows.append(Row(image_id, manifest.present(image_id), note, columns))
     return rows
 
 

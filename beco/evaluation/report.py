@@ -22,7 +22,7 @@ from markupsafe import Markup
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
 from beco.evaluation import differences, figures, label_tables, tables
-from beco.evaluation.gallery import ERRORS, train_rows, val_rows
+from beco.evaluation.gallery import ERRORS, change_rows, train_rows, val_rows
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import whole
 from beco.store import Store
@@ -73,6 +73,7 @@ def write_report(
         "provenance": _provenance(runs, cams),
         "val_rows": val_rows(val, runs, gallery),
         "train_rows": train_rows(train, cams, label_sources, gallery),
+        "changes": _changes(val, runs, gallery // 4),
         "classifier": _classifier(classifier_folder, output),
         **_numbers(runs, label_sources),
     }
@@ -147,6 +148,20 @@ def _best(recipes: pd.DataFrame) -> dict[str, Any] | None:
     weak = recipes[recipes["labels"] != "truth"].dropna(subset=["miou"])
     ranked = weak.sort_values("miou", ascending=False, kind="stable").to_dict("records")
     return {str(key): value for key, value in ranked[0].items()} if ranked else None
+
+
+def _changes(val: Manifest, runs: list[Run], limit: int) -> dict[str, Any] | None:
+    """Pictures that the best experiment wins and loses most on against `single` on the same labels, first seeds."""
+    best = _best(tables.recipe_table(runs, []))
+    first = {run.experiment: run for run in reversed(runs)}
+    if best is None or not limit:
+        return None
+    better = first[best["experiment"]]
+    plain = [run for run in first.values() if run.labels == better.labels and run.training().get("recipe") == "single"]
+    if not plain or better in plain:
+        return None
+    gains, losses = change_rows(val, better, plain[-1], limit)
+    return {"better": better.experiment, "base": plain[-1].experiment, "gains": gains, "losses": losses}
 
 
 def _best_on(recipes: pd.DataFrame, labels: str) -> dict[str, Any] | None:
