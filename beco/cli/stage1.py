@@ -37,12 +37,11 @@ def draw_shapes(output: Output, settings: Settings = None) -> None:
 def manifest(root: Root, output: Output, settings: Settings = None) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
-    from beco.datasets import shapes, voc
+    from beco.datasets import formats
     from beco.files import write_json
 
     dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
-    classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
-    voc.build(root, dataset.train, dataset.val, list(classes), output)
+    formats.build(dataset, output)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
 
 

@@ -65,6 +65,10 @@ class Config(Section):
     def _names_exist(self) -> Config:
         if self.dataset.format == "voc" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
+        if self.dataset.format == "folder":
+            for key, what in {"root": "the folder of your pictures", "labels": "the CSV of their labels"}.items():
+                if not getattr(self.dataset, key):
+                    raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():

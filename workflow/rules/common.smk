@@ -70,9 +70,11 @@ def dataset_root():
 
 
 def dataset_files(wildcards):
-    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, or the split lists."""
+    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, the labels or the split lists."""
     if CONFIG.dataset.format == "shapes":
         return [f"{BASE}/dataset"]
+    if CONFIG.dataset.format == "folder":
+        return existing([CONFIG.dataset.labels])
     lists = [
         f"{dataset_root()}/ImageSets/Segmentation/{name}.txt"
         for name in (CONFIG.dataset.train, CONFIG.dataset.val)

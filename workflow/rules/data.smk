@@ -44,7 +44,7 @@ rule manifest:
     params:
         root=dataset_root(),
         settings=CONFIG.dataset.model_dump_json(exclude={"shapes"}),
-        code=stage_hash("beco.datasets.voc"),
+        code=stage_hash("beco.datasets.formats"),
     message:
         "Reading and checking every picture, label and mask"
     shell:
