@@ -48,3 +48,25 @@ def init(
     typer.echo(f"Next:\n  {stage.next_command(project)}")
     run = f"{config.results}/{config.dataset.name}"
     typer.echo(f"Then masks are in {shlex.quote(run)}/crf/beco/seed0/predictions, the report is report.html.")
+
+
+@app.command()
+def check(
+    configfile: Annotated[Path | None, typer.Option(help="the configuration, as for snakemake")] = None,
+    settings: Annotated[str | None, typer.Option(help="or its text, YAML or JSON")] = None,
+) -> None:
+    """Look at everything that a configuration needs, before hours are spent; exit status 1 if something is wrong."""
+    from beco import check as stage
+    from beco.config import read_config
+
+    if (configfile is None) == (settings is None):
+        raise UserError("beco check: give --configfile FILE or --settings TEXT")
+    groups = stage.check(read_config(str(configfile or settings), is_file=configfile is not None))
+    for group in groups:
+        count = len(group.problems)
+        typer.echo(f"{group.name}: " + ("ok" if not count else "1 problem" if count == 1 else f"{count} problems"))
+        for line in (*group.problems, *group.notes):
+            typer.echo(f"  {'✗' if line in group.problems else '·'} {line}")
+    wrong = sum(len(group.problems) for group in groups)
+    typer.echo("Nothing is wrong." if not wrong else f"To mend: {wrong}.")
+    raise typer.Exit(1 if wrong else 0)

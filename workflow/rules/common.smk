@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from beco.config import validate_config
 from beco.errors import UserError
@@ -80,6 +81,12 @@ def dataset_files(wildcards):
         for name in (CONFIG.dataset.train, CONFIG.dataset.val)
     ]
     return existing(lists)
+
+
+def expected_options():
+    """What later stages start from, for `beco manifest` to miss before hours are spent; no trigger, since a resource."""
+    paths = dict.fromkeys(CONFIG.needed().values())
+    return " ".join(f"--expect {quote(path)}" for path in paths)
 
 
 def existing(paths):

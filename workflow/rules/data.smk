@@ -41,6 +41,7 @@ rule manifest:
         mem_mb=2000,
         runtime=60,
         gpu=0,
+        expected=expected_options(),
     params:
         root=dataset_root(),
         settings=CONFIG.dataset.model_dump_json(exclude={"shapes"}),
@@ -49,3 +50,4 @@ rule manifest:
         "Reading and checking every picture, label and mask"
     shell:
         "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output.manifest:q}"
+        " {resources.expected}"
