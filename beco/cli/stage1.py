@@ -219,16 +219,18 @@ def import_labels(
 
 @app.command()
 def export_labels(
-    labels: Annotated[Path, typer.Argument(help="labels.h5")],
+    labels: Annotated[Path, typer.Argument(help="labels.h5, or a folder of predictions")],
     output: Output,
+    form: Annotated[
+        str, typer.Option("--format", help="palette-png, coco-json or cvat (Segmentation mask 1.1)")
+    ] = "palette-png",
+    manifest: Annotated[
+        Path | None, typer.Option(help="manifest.csv: names of classes (for predictions) and of picture files")
+    ] = None,
 ) -> None:
-    """Write pseudo-labels as palette PNGs, 255 where there is no opinion."""
-    from beco.datasets.palette import write_index_png
-    from beco.files import whole
-    from beco.pseudolabels import PseudoLabels
+    """Write pseudo-labels or predictions for other programs; 255, no opinion, stays 255 or is left out."""
+    from beco import exports as stage
+    from beco.datasets import manifest as manifests
 
-    reader = PseudoLabels(labels)
-    with whole(output) as folder:
-        folder.mkdir()
-        for image_id in reader.ids():
-            write_index_png(folder / f"{image_id}.png", reader.label(image_id))
+    pictures = manifests.read(manifest, Path()) if manifest else None
+    stage.export(stage.open_source(labels, pictures), form, output)
