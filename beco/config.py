@@ -17,7 +17,7 @@ from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
-__all__ = ["merge", "read_settings", "validate", "validate_config"]
+__all__ = ["merge", "read_config", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -95,16 +95,32 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
     if text is None:
         return validate(model, {}, where)
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
-        where = text
-        try:
-            text = Path(text).read_text()
-        except OSError as error:
-            raise UserError(f"{text}: cannot be read ({error.strerror}); check the path") from error
+        where, text = text, _text(Path(text))
+    values = _parsed(text, where)
+    return validate(model, {} if values is None else values, where)
+
+
+def read_config(source: str, is_file: bool) -> Config:
+    """Read and check a whole configuration from a file, or from YAML or JSON text."""
+    where = source if is_file else "--settings"
+    values = _parsed(_text(Path(source)) if is_file else source, where)
+    return validate_config({} if values is None else values, where)
+
+
+def _text(path: Path) -> str:
     try:
-        values = yaml.safe_load(text)
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as such") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
-    return validate(model, {} if values is None else values, where)
 
 
 def _inherited(item: Any, error: ValidationError) -> bool:

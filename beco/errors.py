@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints the line alone, without a traceback, and exits with status 1.
     """
+
+
+class Problems(UserError):
+    """Several of them found together; the message may be cut short, `lines` holds all."""
+
+    def __init__(self, message: str, lines: list[str]) -> None:
+        super().__init__(message)
+        self.lines = lines

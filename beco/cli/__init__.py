@@ -11,6 +11,7 @@ from beco.errors import UserError
 
 # each adds its commands, and `beco --help` lists them in the order of the road
 # isort: off
+from beco.cli import dataset  # noqa: F401
 from beco.cli import stage1  # noqa: F401
 from beco.cli import stage2  # noqa: F401
 from beco.cli import evaluation  # noqa: F401

@@ -34,15 +34,27 @@ def draw_shapes(output: Output, settings: Settings = None) -> None:
 
 
 @app.command()
-def manifest(root: Root, output: Output, settings: Settings = None) -> None:
+def manifest(
+    root: Root,
+    output: Output,
+    settings: Settings = None,
+    expect: Annotated[
+        list[Path], typer.Option(help="file or folder that a later stage needs, refused now if missing; repeatable")
+    ] = [],  # noqa: B006
+) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
-    from beco.datasets import shapes, voc
+    from beco.datasets import formats
+    from beco.datasets.manifest import refuse
     from beco.files import write_json
 
+    missing = [path for path in expect if not path.exists()]
+    refuse(
+        (f"{path}: not there, and a later stage starts from it; put it there or correct the path" for path in missing),
+        "configuration",
+    )
     dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
-    classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
-    voc.build(root, dataset.train, dataset.val, list(classes), output)
+    formats.build(dataset, output)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
 
 
@@ -207,16 +219,18 @@ def import_labels(
 
 @app.command()
 def export_labels(
-    labels: Annotated[Path, typer.Argument(help="labels.h5")],
+    labels: Annotated[Path, typer.Argument(help="labels.h5, or a folder of predictions")],
     output: Output,
+    form: Annotated[
+        str, typer.Option("--format", help="palette-png, coco-json or cvat (Segmentation mask 1.1)")
+    ] = "palette-png",
+    manifest: Annotated[
+        Path | None, typer.Option(help="manifest.csv: names of classes (for predictions) and of picture files")
+    ] = None,
 ) -> None:
-    """Write pseudo-labels as palette PNGs, 255 where there is no opinion."""
-    from beco.datasets.palette import write_index_png
-    from beco.files import whole
-    from beco.pseudolabels import PseudoLabels
+    """Write pseudo-labels or predictions for other programs; 255, no opinion, stays 255 or is left out."""
+    from beco import exports as stage
+    from beco.datasets import manifest as manifests
 
-    reader = PseudoLabels(labels)
-    with whole(output) as folder:
-        folder.mkdir()
-        for image_id in reader.ids():
-            write_index_png(folder / f"{image_id}.png", reader.label(image_id))
+    pictures = manifests.read(manifest, Path()) if manifest else None
+    stage.export(stage.open_source(labels, pictures), form, output)

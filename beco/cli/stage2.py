@@ -76,7 +76,7 @@ def predict(
     root: Root,
     networks: Annotated[Path, typer.Option(help="networks.safetensors")],
     output: Output,
-    split: Split = "val",
+    split: Annotated[str, typer.Option(help="name of the split in the manifest, or all")] = "val",
     settings: Settings = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -87,7 +87,8 @@ def predict(
     from beco.engine import Compute
     from beco.stage2 import predict as stage
 
-    pictures = manifests.read(manifest, root).split(split)
+    pictures = manifests.read(manifest, root)
+    pictures = pictures if split == "all" else pictures.split(split)
     stage.predict(pictures, networks, read_settings(Prediction, settings), Compute(device, threads), output)
 
 

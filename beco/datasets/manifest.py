@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from beco.datasets.palette import DAMAGED, read_index_png
-from beco.errors import UserError
+from beco.errors import Problems, UserError
 from beco.files import whole
 
 COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
@@ -171,22 +171,38 @@ def _line(table: pd.DataFrame, where: pd.Series) -> str:
 # --- while building -----------------------------------------------------------------------------------------
 
 
-def check_and_measure(table: pd.DataFrame, root: Path | str, classes: list[str]) -> pd.DataFrame:
+def check_classes(classes: list[str]) -> list[str]:
+    """The class names as they are; UserError if one comes twice or is reserved, or if there are too few or many."""
+    repeated = [name for name in classes if classes.count(name) > 1]
+    taken = [name for name in classes if name in COLUMNS or name == "background"]
+    if repeated:
+        raise UserError(f"dataset.classes: {repeated[0]} comes twice; name each class once")
+    if taken:
+        raise UserError(f"dataset.classes: {taken[0]} is reserved; choose another name for the class")
+    if not 1 <= len(classes) <= 254:
+        raise UserError(f"dataset.classes: {len(classes)} classes; give 1 to 254, without background")
+    return classes
+
+
+def check_and_measure(
+    table: pd.DataFrame, root: Path | str, classes: list[str], problems: Iterable[str] = ()
+) -> pd.DataFrame:
     """Open every picture and mask; return the table with `width` and `height`, columns in the file's order.
 
     Args:
         table: columns `image_id, split, image, mask` and one 0/1 column per class.
         root: what the paths are relative to.
         classes: foreground classes in label order; masks may hold 0…K and 255.
+        problems: what was found wrong before, to be told first and with the rest.
 
-    Raises `UserError` listing every picture that is missing or does not decode to its end, and every mask
+    Raises `UserError` listing these and every picture that is missing or does not decode to its end, and every mask
     that is missing, not an index PNG, of another size than its picture, or with a value that no class has.
     """
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), strict=True))
     check = partial(_check, Path(root), len(classes))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None))
-    refuse((problem for problem in found if isinstance(problem, str)), f"{root}")
+    refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
     sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
 
@@ -195,11 +211,11 @@ def refuse(problems: Iterable[str], where: str) -> None:
     """Raise one `UserError` for all problems, if any: a single line, or a count and the first 20 of them."""
     lines = list(problems)
     if len(lines) == 1:
-        raise UserError(lines[0])
+        raise Problems(lines[0], lines)
     if lines:
         shown = lines[:MOST_LINES]
         first = f"; the first {len(shown)}" if len(shown) < len(lines) else ""
-        raise UserError("\n".join([f"{where}: {len(lines)} problems{first}:", *shown]))
+        raise Problems("\n".join([f"{where}: {len(lines)} problems{first}:", *shown]), lines)
 
 
 def read_picture(path: Path | str) -> NDArray[np.uint8]:

@@ -46,7 +46,7 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
     included. Raises `UserError` naming the file for anything missing, damaged or contradictory.
     """
     root = Path(root)
-    classes = _check_classes(VOC_CLASSES if classes is None else classes)
+    classes = manifest.check_classes(VOC_CLASSES if classes is None else classes)
     _check_root(root)
     splits = {"train": read_list(root, train), "val": read_list(root, val)}
     if shared := set(splits["train"]) & set(splits["val"]):
@@ -92,18 +92,6 @@ def _id(path: Path, words: list[str]) -> str:
 
 def _list(root: Path, name: str) -> Path:
     return root / "ImageSets" / "Segmentation" / f"{name}.txt"
-
-
-def _check_classes(classes: list[str]) -> list[str]:
-    repeated = [name for name in classes if classes.count(name) > 1]
-    taken = [name for name in classes if name in manifest.COLUMNS or name == "background"]
-    if repeated:
-        raise UserError(f"dataset.classes: {repeated[0]} comes twice; name each class once")
-    if taken:
-        raise UserError(f"dataset.classes: {taken[0]} is reserved; choose another name for the class")
-    if not 1 <= len(classes) <= 254:
-        raise UserError(f"dataset.classes: {len(classes)} classes; give 1 to 254, without background")
-    return classes
 
 
 def _check_root(root: Path) -> None:

@@ -8,6 +8,7 @@ are left out.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from beco.ordered import in_order
 
 PER_CLASS = ["iou", "boundary_iou_per_class", "precision", "recall", "truth_pixels", "predicted_pixels"]
 CONVENTION = "255 in a prediction counts as background, 255 in the truth is left out"
+log = logging.getLogger("beco")
 
 
 def evaluate_predictions(
@@ -81,6 +83,8 @@ def write_result(
     result = scorer.result()
     split = ", ".join(dict.fromkeys(manifest.table["split"]))
     measured = bool(scorer.rows)
+    if not measured:
+        log.info("split %s has no masks: nothing is measured, and tables and report have no such numbers", split)
     frame = pd.DataFrame({key.removesuffix("_per_class"): result[key] for key in PER_CLASS})
     frame.insert(0, "class", names)
     frame.insert(0, "value", range(len(names)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from beco.schema.base import Count, Name, Section
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Shapes(Section):
@@ -23,11 +25,22 @@ class Dataset(Section):
     """Where the pictures and their image-level labels come from."""
 
     name: Name = Field("shapes", description="names the folder under `results`")
-    format: Literal["shapes", "voc"] = Field("shapes", description="shapes: drawn here; voc: a VOC devkit on disk")
-    root: str | None = Field(None, description="the folder that holds JPEGImages (voc); not used by shapes")
+    format: Literal["shapes", "voc", "folder"] = Field(
+        "shapes", description="shapes: drawn here; voc: a VOC devkit on disk; folder: your own pictures and a CSV"
+    )
+    root: str | None = Field(
+        None, description="the folder that holds JPEGImages (voc), or the pictures (folder); not used by shapes"
+    )
     train: str = Field("train", description="split list for training: ImageSets/Segmentation/<train>.txt")
     val: str = Field("val", description="split list for evaluation")
-    classes: list[str] | None = Field(None, description="class names in label order 1…; null: the 20 of VOC")
+    classes: list[str] | None = Field(
+        None, description="class names in label order 1…; null: the 20 of VOC, or those of the CSV (folder)"
+    )
+    labels: str | None = Field(None, description="the CSV of image-level labels (folder), see beco/datasets/folder.py")
+    masks: str | None = Field(
+        None, description="folder with <picture's path without suffix>.png for some or all pictures (folder)"
+    )
+    val_share: Share = Field(0.2, description="share of the pictures for validation, if the CSV has no split (folder)")
     shapes: Shapes = Field(default_factory=Shapes, description="how the embedded set is drawn")
 
     def identity(self) -> dict[str, Any]:
@@ -35,4 +48,6 @@ class Dataset(Section):
         if self.format == "shapes":
             return {"format": "shapes"}
         root = str(Path(str(self.root)).resolve())
+        if self.format == "folder":
+            return {"format": self.format, "root": root, "labels": str(Path(str(self.labels)).resolve())}
         return {"format": self.format, "root": root, "train": self.train, "val": self.val, "classes": self.classes}

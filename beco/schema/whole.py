@@ -73,12 +73,26 @@ class Config(Section):
     compute: Compute = Field(default_factory=Compute)
     gallery: Annotated[int, Field(ge=0)] = Field(24, description="pictures of each split in the report's gallery")
 
+    def needed(self) -> dict[str, str]:
+        """Files and folders that stages after the manifest start from, by the key that names them."""
+        found = {"classifier.encoder.weights": self.classifier.encoder.weights}
+        for name in sorted({experiment.network for experiment in self.experiments.values()}):
+            found[f"networks.{name}.encoder.weights"] = self.networks[name].encoder.weights
+        found |= {
+            f"labels.{name}.source.path": recipe.source.path for name, recipe in self.labels.items() if recipe.source
+        }
+        return {key: path for key, path in found.items() if path not in (None, "imagenet", "classifier")}
+
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
         if self.dataset.format == "voc" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
         if self.quality.apart and self.dataset.format != "voc":
             raise ValueError("quality.apart names split lists, which only voc has; leave it out")
+        if self.dataset.format == "folder":
+            for key, what in {"root": "the folder of your pictures", "labels": "the CSV of their labels"}.items():
+                if not getattr(self.dataset, key):
+                    raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from beco.config import validate_config
 from beco.errors import UserError
@@ -70,14 +71,22 @@ def dataset_root():
 
 
 def dataset_files(wildcards):
-    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, or the split lists."""
+    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, the labels or the split lists."""
     if CONFIG.dataset.format == "shapes":
         return [f"{BASE}/dataset"]
+    if CONFIG.dataset.format == "folder":
+        return existing([CONFIG.dataset.labels])
     lists = [
         f"{dataset_root()}/ImageSets/Segmentation/{name}.txt"
         for name in (CONFIG.dataset.train, CONFIG.dataset.val)
     ]
     return existing(lists)
+
+
+def expected_options():
+    """What later stages start from, for `beco manifest` to miss before hours are spent; no trigger, since a resource."""
+    paths = dict.fromkeys(CONFIG.needed().values())
+    return " ".join(f"--expect {quote(path)}" for path in paths)
 
 
 def existing(paths):

@@ -41,11 +41,13 @@ rule manifest:
         mem_mb=2000,
         runtime=60,
         gpu=0,
+        expected=expected_options(),
     params:
         root=dataset_root(),
         settings=CONFIG.dataset.model_dump_json(exclude={"shapes"}),
-        code=stage_hash("beco.datasets.voc"),
+        code=stage_hash("beco.datasets.formats"),
     message:
         "Reading and checking every picture, label and mask"
     shell:
         "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output.manifest:q}"
+        " {resources.expected}"

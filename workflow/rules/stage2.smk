@@ -64,10 +64,11 @@ rule predict:
     params:
         root=dataset_root(),
         settings=CONFIG.prediction.model_dump_json(),
+        split="all" if CONFIG.dataset.format == "folder" else "val",
         code=stage_hash("beco.stage2.predict"),
     message:
         "Predicting with `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
         "beco --log {log:q} predict --manifest {input.manifest:q} --root {params.root:q} --networks {input.networks:q}"
-        " --settings {params.settings:q} --output {output:q}"
+        " --settings {params.settings:q} --split {params.split} --output {output:q}"
         " --device {resources.device} --threads {threads}"
