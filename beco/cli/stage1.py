@@ -22,6 +22,7 @@ from beco.cli.options import (
     Workers,
     app,
 )
+from beco.errors import UserError
 
 
 @app.command()
@@ -34,16 +35,40 @@ def draw_shapes(output: Output, settings: Settings = None) -> None:
 
 
 @app.command()
-def manifest(root: Root, output: Output, settings: Settings = None) -> None:
+def manifest(
+    root: Root,
+    output: Output,
+    settings: Settings = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="format coco: the folder of render-masks; default: masks, beside the output")
+    ] = None,
+) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
     from beco.datasets import shapes, voc
     from beco.files import write_json
 
     dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
-    classes = dataset.classes or (shapes.CLASSES if dataset.format == "shapes" else voc.VOC_CLASSES)
-    voc.build(root, dataset.train, dataset.val, list(classes), output)
+    train, val, classes = dataset.train, dataset.val, dataset.classes
+    if dataset.format == "coco":
+        from beco.datasets import coco
+
+        coco.build(root, train, val, classes, dataset.coco, masks or output.with_name("masks"), output)
+    else:
+        voc.build(root, train, val, classes or (list(shapes.CLASSES) if dataset.format == "shapes" else None), output)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
+
+
+@app.command()
+def render_masks(root: Root, output: Output, settings: Settings = None, threads: Threads = 1) -> None:
+    """Draw the masks of a dataset that comes with instances alone (COCO)."""
+    from beco.config import Dataset, read_settings
+    from beco.datasets import coco
+
+    dataset = read_settings(Dataset, settings)
+    if dataset.format != "coco":
+        raise UserError(f"--settings: format {dataset.format} brings its own masks; only coco's are drawn")
+    coco.render(root, dataset.train, dataset.val, dataset.classes, dataset.coco, output, threads)
 
 
 @app.command()

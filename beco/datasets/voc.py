@@ -46,7 +46,7 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
     included. Raises `UserError` naming the file for anything missing, damaged or contradictory.
     """
     root = Path(root)
-    classes = _check_classes(VOC_CLASSES if classes is None else classes)
+    classes = check_classes(VOC_CLASSES if classes is None else classes)
     _check_root(root)
     splits = {"train": read_list(root, train), "val": read_list(root, val)}
     if shared := set(splits["train"]) & set(splits["val"]):
@@ -94,7 +94,8 @@ def _list(root: Path, name: str) -> Path:
     return root / "ImageSets" / "Segmentation" / f"{name}.txt"
 
 
-def _check_classes(classes: list[str]) -> list[str]:
+def check_classes(classes: list[str]) -> list[str]:
+    """The class names, or a `UserError` if they cannot be the columns of a manifest."""
     repeated = [name for name in classes if classes.count(name) > 1]
     taken = [name for name in classes if name in manifest.COLUMNS or name == "background"]
     if repeated:

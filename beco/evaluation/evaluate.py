@@ -35,7 +35,8 @@ def evaluate_predictions(
 
     Writes `metrics.json`, `per_class.csv` and `per_image.csv` into `output`, and returns what
     `metrics.json` holds: `Scorer.result`, `border_error` (see `metrics.border_table`), and `protocol`,
-    which says how the predictions were made and is printed beside every number. If it has `squeeze`, the
+    which says how the predictions were made, and the masks if a program made them, and is printed beside every
+    number. If it has `squeeze`, the
     predictions are squares of that side, and the truth is squeezed to them (`squeezed`). Without masks the
     numbers are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
     size, or with an unknown label value.
@@ -166,7 +167,7 @@ def _write(
         "border_error": border_table(border),
         **extra,
         "without_mask": len(manifest) - len(scorer.rows),
-        "protocol": protocol,
+        "protocol": {**protocol, **({"masks": rule} if (rule := manifest.mask_rule()) else {})},
         "convention": CONVENTION,
         "split": split,
         "manifest": text_hash([manifest.classes, manifest.table.to_csv(lineterminator="\n")]),

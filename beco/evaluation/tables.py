@@ -240,6 +240,8 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
         return f"{value} network{'s' if value == 'all' else ''}"
     if key == "crf":
         return _crf_part(value)
+    if key == "masks" and isinstance(value, dict):
+        return _masks_part(value)
     if key in UNNAMED:
         return ""
     if isinstance(value, bool):
@@ -267,6 +269,13 @@ def _crf_part(crf: dict[str, Any] | None) -> str:
     if crf.get("minimum_mass"):
         details.append(f"classes up to {crf['minimum_mass']:g} left out")
     return f"CRF ({', '.join(details)})" if details else "CRF"
+
+
+def _masks_part(rule: dict[str, str]) -> str:
+    """How masks were drawn from instances, see `dataset.coco`."""
+    top = {"file": "the later instance", "area": "the smaller instance"}.get(rule.get("overlap", ""), "")
+    crowd = {"ignore": "crowds left out", "background": "crowds as background"}.get(rule.get("crowd", ""), "")
+    return f"masks with {top} on top and {crowd}"
 
 
 def percent(value: float | None, signed: bool = False) -> str:

@@ -65,6 +65,8 @@ class Config(Section):
     def _names_exist(self) -> Config:
         if self.dataset.format == "voc" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
+        if self.dataset.format == "coco" and not self.dataset.root:
+            raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():

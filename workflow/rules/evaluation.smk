@@ -3,6 +3,7 @@
 
 rule evaluate:
     input:
+        drawn_masks,
         manifest=f"{BASE}/manifest.csv",
         predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
     output:
@@ -15,7 +16,7 @@ rule evaluate:
         f"{BASE}/benchmarks/evaluate.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: COMPUTE.threads
     resources:
         mem_mb=3000,
         runtime=120,
@@ -35,6 +36,7 @@ rule evaluate:
 
 rule evaluate_labels:
     input:
+        drawn_masks,
         manifest=f"{BASE}/manifest.csv",
         labels=f"{BASE}/{{labels}}/labels.h5",
     output:
@@ -47,7 +49,7 @@ rule evaluate_labels:
         f"{BASE}/benchmarks/evaluate_labels.{{labels}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: COMPUTE.threads
     resources:
         mem_mb=3000,
         runtime=120,
