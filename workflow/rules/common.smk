@@ -228,6 +228,14 @@ def label_options():
     return [word for name in LABELS for word in ("--labels", f"{name}={BASE}/{name}")]
 
 
+def published_options():
+    """The published figures as the tables and the report take them: --published experiment=key …"""
+    named = [(name, entry.published) for name, entry in CONFIG.experiments.items()]
+    return [
+        word for name, key in named if key for word in ("--published", f"{name}={key}")
+    ]
+
+
 def get_final_output():
     """What a plain `snakemake` makes."""
     return [f"{BASE}/tables", f"{BASE}/report.html"]

@@ -44,8 +44,10 @@ rule manifest:
     params:
         root=dataset_root(),
         settings=manifest_settings(),
-        code=stage_hash(
-            f"beco.datasets.{'coco' if CONFIG.dataset.format == 'coco' else 'voc'}"
+        code=(
+            stage_hash("beco.datasets.coco")
+            if CONFIG.dataset.format == "coco"
+            else stage_hash("beco.datasets.voc")
         ),
     message:
         "Reading and checking every picture, label and mask"
