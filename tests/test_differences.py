@@ -11,7 +11,8 @@ from test_report import Page, make_labels, make_manifest, make_run, write_metric
 
 from beco.evaluation.differences import difference_table, interval
 from beco.evaluation.report import write_report
-from beco.evaluation.tables import RUN_NUMBERS, Run, write_tables
+from beco.evaluation.table_files import DIFFERENCES_NOTE, write_tables
+from beco.evaluation.tables import RUN_NUMBERS, Run
 
 
 def table(*runs: tuple[str, int, str, float]) -> pd.DataFrame:
@@ -67,12 +68,14 @@ def test_the_files(tmp_path: Path) -> None:
     found = pd.read_csv(tmp_path / "two" / "differences.csv")
     assert found["miou"].tolist() == pytest.approx([0.03]) and found["miou_by_seed"].tolist() == ["0.020000;0.040000"]
     # 0.01 · 12.706205 on either side
-    line = "| beco − single | crf | 2 | +3.0 (−9.7 to +15.7) | +1.5 (−4.9 to +7.9) | +0.0 (+0.0 to +0.0) |\n"
-    assert (tmp_path / "two" / "differences.md").read_text().endswith(line)
+    line = (
+        "| beco − single | crf | 2 | +3.0 (−9.7 to +15.7) | – | +1.5 (−4.9 to +7.9) | – | +0.0 (+0.0 to +0.0) | – |\n"
+    )
+    assert line + f"\n{DIFFERENCES_NOTE}\n" in (tmp_path / "two" / "differences.md").read_text()
     write_tables(runs[::2], [], None, tmp_path / "one")
     assert (tmp_path / "one" / "differences.csv").read_text().startswith("experiment,minus,labels,seeds,seed_list,miou")
     assert (tmp_path / "one" / "differences.csv").read_text().count("\n") == 1
-    assert (tmp_path / "one" / "differences.md").read_text().count("\n") == 2
+    assert (tmp_path / "one" / "differences.md").read_text().count("\n") == 4  # header, rule, the note
 
 
 def test_the_report_shows_them_if_there_are_any(tmp_path: Path) -> None:

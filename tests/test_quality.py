@@ -18,10 +18,11 @@ from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.evaluation import figures
-from beco.evaluation.label_tables import label_table, sweep_table, write_label_tables
+from beco.evaluation.label_tables import label_table, sweep_table
 from beco.evaluation.metrics import border_distance
 from beco.evaluation.quality import Trust, auroc, evaluate_labels, trust_of
 from beco.evaluation.sweep import sweep
+from beco.evaluation.table_files import write_tables
 from beco.evaluation.tables import LabelSource
 from beco.pseudolabels import LEVELS, reliable_pixels
 from beco.stage1 import labels as stage
@@ -194,10 +195,10 @@ def test_tables_and_figures_of_sweeps(tmp_path: Path) -> None:
         sources.append(source)
     table = sweep_table(sources)
     assert table[table["best"]][["labels", "background"]].to_numpy().tolist() == [["cam", 0.2], ["crf", 0.1]]
-    write_label_tables(sources, tmp_path / "tables")
+    write_tables([], sources, None, tmp_path / "tables")
     lines = (tmp_path / "tables" / "sweep.md").read_text().splitlines()
     assert lines[0] == "| mIoU (%) at background | 0.1 | 0.2 | 0.3 |"
-    assert lines[2:] == ["| cam | 30.0 | **50.0** | 40.0 |", "| crf | **60.0** | 20.0 | 10.0 |"]
+    assert lines[2:] == ["| cam | 30.0 | 50.0* | 40.0 |", "| crf | 60.0* | 20.0 | 10.0 |"]
     drawn = figures.sweep_curves(table)
     assert drawn is not None and "background score" in drawn and ">cam<" in drawn and ">theirs<" not in drawn
     assert figures.sweep_curves(sweep_table(sources[2:])) is None

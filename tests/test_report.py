@@ -19,10 +19,10 @@ from beco.datasets.palette import write_index_png
 from beco.errors import UserError
 from beco.evaluation.evaluate import evaluate_predictions
 from beco.evaluation.gallery import change_rows, error_index, picture_scores, unsqueezed, worst_first
-from beco.evaluation.label_tables import write_label_tables
 from beco.evaluation.quality import evaluate_labels
 from beco.evaluation.report import summary, write_report
-from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table, write_tables
+from beco.evaluation.table_files import write_tables
+from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table
 from beco.files import read_json, write_json
 from beco.store import create
 
@@ -129,6 +129,10 @@ def test_predictions_are_measured(tmp_path: Path) -> None:
     assert per_class["class"].tolist() == ["background", *CLASSES]
     assert per_class["iou"].tolist() == pytest.approx(list(metrics["iou"].values()))
     assert pd.read_csv(run.folder / "per_image.csv")["image_id"].tolist() == ["v0", ODD]
+    counts = pd.read_csv(run.folder / "per_image_class.csv")
+    assert counts["image_id"].tolist() == ["v0", "v0", ODD, ODD] and counts["value"].tolist() == [0, 1, 0, 2]
+    assert counts.loc[1, ["truth", "predicted", "both"]].tolist() == [100, 100, 90]
+    assert counts.loc[3, ["truth", "predicted", "both"]].tolist() == [110, 110, 100]
 
 
 def test_threads_change_nothing(tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_threads_change_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, manifest, "beco", 0, "crf", shift=2)
     for threads in (1, 4):
         evaluate_predictions(manifest.split("val"), run.folder / "predictions", tmp_path / f"{threads}", {}, threads)
-    for name in ("metrics.json", "per_class.csv", "per_image.csv"):
+    for name in ("metrics.json", "per_class.csv", "per_image.csv", "per_image_class.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes()
 
 
@@ -199,10 +203,10 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
     assert table.loc["full", ["miou_std", "labels_miou", "difference"]].isna().all()
     text = (tmp_path / "out" / "recipes.md").read_text()
     assert (
-        "| beco | crf | 52.0 ± 2.8 | 2 | 26.0 | 90.0 | 47.0 | +5.0 "
+        "| beco | crf | 52.0 ± 2.8 | 2 |  |  |  | 26.0 | 90.0 | 47.0 | +5.0 "
         "| scales 1+0.5, flip, own size, all networks |\n" in text
     )
-    assert "| full | truth | 80.0 | 1 | 40.0 | 90.0 | – | – |" in text
+    assert "| full | truth | 80.0 | 1 |  |  |  | 40.0 | 90.0 | – | – |" in text
     classes = pd.read_csv(tmp_path / "out" / "per_class.csv", keep_default_na=False)
     assert classes["class"].tolist() == ["background", "null"]
     assert classes.columns.tolist() == ["class", "labels crf", "beco", "full"]
@@ -212,10 +216,11 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
 
 def test_tables_of_nothing(tmp_path: Path) -> None:
     write_tables([], [], None, tmp_path)
-    write_label_tables([], tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
-        f"{name}.{kind}" for name in ("recipes", "differences", "pseudo_labels", "classifier") for kind in ("csv", "md")
+        f"{name}.{kind}"
+        for name in ("recipes", "differences", "pseudo_labels", "classifier")
+        for kind in ("csv", "md", "tex")
     } | {
         "per_class.csv",
         "runs.csv",
@@ -241,6 +246,8 @@ def test_protocols_in_words() -> None:
     assert protocol_text(plain, "last") == (
         "scale 1, no flip, logits averaged, own size, all networks, no CRF, last epoch"
     )
+    assert "own size, 2 networks," in protocol_text(plain | {"networks": 2})
+    assert protocol_text(plain | {"networks": 1}) == "scale 1, no flip, own size, 1 network, no CRF"
     assert protocol_text(plain | {"networks": "first"}) == "scale 1, no flip, own size, first network, no CRF"
     chosen = Prediction(
         scales=[0.5, 1],

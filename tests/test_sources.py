@@ -20,12 +20,13 @@ from beco.errors import UserError
 from beco.files import file_hash, text_hash
 
 STAGES = {
+    "beco.datasets.coco",
     "beco.datasets.shapes",
     "beco.datasets.voc",
     "beco.evaluation.archive",
     "beco.evaluation.evaluate",
     "beco.evaluation.report",
-    "beco.evaluation.tables",
+    "beco.evaluation.table_files",
     "beco.stage1.cam",
     "beco.stage1.classifier",
     "beco.stage1.imports",

@@ -119,7 +119,20 @@ def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
     return found, [LabelSource(name, folder) for name, folder in _named(labels, "--labels")]
 
 
+def _published(options: list[str]) -> dict[str, str]:
+    """`--published experiment=key` by experiment."""
+    from beco.config import nearest
+    from beco.published import figures
+
+    found = {name: str(key) for name, key in _named(options, "--published")}
+    for key in found.values():
+        if key not in figures():
+            raise UserError(f"--published: no `{key}` in beco/published.csv{nearest(key, figures())}")
+    return found
+
+
 Runs = Annotated[list[str], typer.Option(help="experiment:seed:labels=folder of an evaluated training; repeatable")]
+Published = Annotated[list[str], typer.Option(help="experiment=key of a figure in beco/published.csv; repeatable")]
 LabelFolders = Annotated[list[str], typer.Option(help="name=folder of evaluated pseudo-labels; repeatable")]
 
 
@@ -129,14 +142,12 @@ def tables(
     runs: Runs,
     labels: LabelFolders = [],  # noqa: B006
     classifier: Annotated[Path | None, typer.Option(help="classifier.json")] = None,
+    published: Published = [],  # noqa: B006
 ) -> None:
     """Write the tables of recipes, pseudo-labels and classes."""
-    from beco.evaluation import label_tables
-    from beco.evaluation import tables as stage
+    from beco.evaluation import table_files as stage
 
-    found, sources = _sources(runs, labels)
-    stage.write_tables(found, sources, classifier, output)
-    label_tables.write_label_tables(sources, output)
+    stage.write_tables(*_sources(runs, labels), classifier, output, _published(published))
 
 
 @app.command()
@@ -148,6 +159,7 @@ def report(
     labels: LabelFolders = [],  # noqa: B006
     cams: Annotated[Path | None, typer.Option(help="cams.h5")] = None,
     classifier: Annotated[Path | None, typer.Option(help="folder of the classifier")] = None,
+    published: Published = [],  # noqa: B006
     gallery: Annotated[int, typer.Option(min=0, help="pictures of each split")] = 24,
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
@@ -157,4 +169,5 @@ def report(
 
     found, sources = _sources(runs, labels)
     pictures = manifests.read(manifest, root)
-    stage.write_report(pictures, "train", "val", cams, sources, found, classifier, gallery, output, title)
+    figures = _published(published)
+    stage.write_report(pictures, "train", "val", cams, sources, found, classifier, gallery, output, title, figures)

@@ -22,6 +22,7 @@ from beco.cli.options import (
     Workers,
     app,
 )
+from beco.errors import UserError
 
 
 @app.command()
@@ -41,6 +42,9 @@ def manifest(
     expect: Annotated[
         list[Path], typer.Option(help="file or folder that a later stage needs, refused now if missing; repeatable")
     ] = [],  # noqa: B006
+    masks: Annotated[
+        Path | None, typer.Option(help="format coco: the folder of render-masks; default: masks, beside the output")
+    ] = None,
 ) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
@@ -54,8 +58,20 @@ def manifest(
         "configuration",
     )
     dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
-    formats.build(dataset, output)
+    formats.build(dataset, output, masks)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
+
+
+@app.command()
+def render_masks(root: Root, output: Output, settings: Settings = None, threads: Threads = 1) -> None:
+    """Draw the masks of a dataset that comes with instances alone (COCO)."""
+    from beco.config import Dataset, read_settings
+    from beco.datasets import coco
+
+    dataset = read_settings(Dataset, settings)
+    if dataset.format != "coco":
+        raise UserError(f"--settings: format {dataset.format} brings its own masks; only coco's are drawn")
+    coco.render(root, dataset.train, dataset.val, dataset.classes, dataset.coco, output, threads)
 
 
 @app.command()

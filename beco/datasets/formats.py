@@ -6,15 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from beco.config import Dataset
-from beco.datasets import folder, shapes, voc
+from beco.datasets import coco, folder, shapes, voc
 from beco.datasets.manifest import Manifest
 
 
-def build(dataset: Dataset, output: Path) -> Manifest:
+def build(dataset: Dataset, output: Path, masks: Path | None = None) -> Manifest:
     """Read the dataset at `dataset.root`, check all of it, and write its manifest to `output`.
+
+    `masks` is where masks are drawn that the dataset does not bring (coco); None: `masks` beside the output.
 
     Raises `UserError`, and `Problems` where several things are wrong, for anything missing, damaged or contradictory.
     """
+    if dataset.format == "coco":
+        folder_of_masks = masks or output.with_name("masks")
+        lists = dataset.train, dataset.val, dataset.classes
+        return coco.build(str(dataset.root), *lists, dataset.coco, folder_of_masks, output)
     return BUILDERS[dataset.format](dataset, output)
 
 

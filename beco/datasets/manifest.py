@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from beco.datasets.palette import DAMAGED, read_index_png
 from beco.errors import Problems, UserError
-from beco.files import whole
+from beco.files import read_json, whole
+from beco.ordered import in_order
 
 COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
 TEXT = ["image_id", "split", "image", "mask"]
 IGNORE = 255
 MOST_LINES = 20
+MASK_RULE = "rule.json"
+"""Beside masks that a program made: how, as text by key, to be told beside every number measured on them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class Manifest:
         if not path:
             raise UserError(f"{image_id}: has no mask in the manifest; choose pictures that have one")
         return read_index_png(self.root / path)
+
+    def mask_rule(self) -> dict[str, str]:
+        """How the masks were made, if a program made them (`MASK_RULE` in their folder); empty otherwise."""
+        with_masks = self.with_masks()
+        if not len(with_masks):
+            return {}
+        path = (self.root / self._text(with_masks.ids[0], "mask")).parent / MASK_RULE
+        return read_json(path)["rule"] if path.is_file() else {}
 
     def labels(self) -> NDArray[np.float32]:
         """Image-level labels, (N, K) float32 of 0 and 1, rows as `ids`, columns as `classes`."""
@@ -200,8 +209,7 @@ def check_and_measure(
     """
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), strict=True))
     check = partial(_check, Path(root), len(classes))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None))
+    found = list(in_order(check, rows, min(8, os.cpu_count() or 1), "checking pictures"))
     refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
     sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]

@@ -1,9 +1,9 @@
-"""Measure one split: predictions against the masks, into `metrics.json` and two CSV files.
+"""Measure one split: predictions against the masks, into `metrics.json` and three CSV files.
 
-`metrics.json` holds `Scorer.result` with classes by name, the protocol, the split and the hash of the
-manifest's rows; `per_class.csv` and `per_image.csv` hold the same by class and by picture. Shares run from
-0 to 1; a number that does not exist is `null` in JSON and an empty field in CSV. Pictures without a mask
-are left out.
+`metrics.json` holds `Scorer.result` with classes by name, the protocol, the split and the hash of the manifest's rows;
+`per_class.csv` and `per_image.csv` hold the same by class and by picture, and `per_image_class.csv` the pixel counts of
+each class in each picture, from which the metrics of any set of pictures follow. Shares run from 0 to 1; a number that
+does not exist is `null` in JSON and an empty field in CSV. Pictures without a mask are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
-from beco.evaluation.metrics import BORDER_BINS, Counts, Scorer, border_table, count, count_border
+from beco.evaluation.metrics import BORDER_BINS, PICTURE_COUNTS, Counts, Scorer, border_table, count, count_border
 from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
 
@@ -33,9 +33,10 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Measure `predictions`/<image_id>.png (index PNGs) on the pictures of `manifest`, one split of it.
 
-    Writes `metrics.json`, `per_class.csv` and `per_image.csv` into `output`, and returns what
+    Writes `metrics.json` and the three CSV files into `output`, and returns what
     `metrics.json` holds: `Scorer.result`, `border_error` (see `metrics.border_table`), and `protocol`,
-    which says how the predictions were made and is printed beside every number. If it has `squeeze`, the
+    which says how the predictions were made, and the masks if a program made them, and is printed beside every
+    number. If it has `squeeze`, the
     predictions are squares of that side, and the truth is squeezed to them (`squeezed`). Without masks the
     numbers are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
     size, or with an unknown label value.
@@ -75,7 +76,7 @@ def write_result(
     extra: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
-    """Write the three files and return what `metrics.json` holds, with `extra` in it.
+    """Write the files and return what `metrics.json` holds, with `extra` in it.
 
     That file comes last, so that its presence means all are there.
     """
@@ -91,6 +92,7 @@ def write_result(
     write_csv(frame if measured else frame.iloc[:0], output / "per_class.csv")
     images = pd.DataFrame(scorer.rows, columns=["image_id", "pixel_accuracy", "miou"])
     write_csv(images, output / "per_image.csv")
+    write_csv(_by_image_and_class(scorer), output / "per_image_class.csv")
     named = {key: dict(zip(names, result[key], strict=True)) for key in PER_CLASS}
     metrics = {
         **({} if measured else {"reason": f"split `{split}` has no masks, so there is nothing to measure against"}),
@@ -99,10 +101,19 @@ def write_result(
         "border_error": border_table(border),
         **extra,
         "without_mask": len(manifest) - len(scorer.rows),
-        "protocol": protocol,
+        "protocol": {**protocol, **({"masks": rule} if (rule := manifest.mask_rule()) else {})},
         "convention": CONVENTION,
         "split": split,
         "manifest": text_hash([manifest.classes, manifest.table.to_csv(lineterminator="\n")]),
     }
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def _by_image_and_class(scorer: Scorer) -> pd.DataFrame:
+    """`PICTURE_COUNTS` of the classes in each picture, a few rows a picture."""
+    table = np.vstack([np.zeros((0, 1 + len(PICTURE_COUNTS)), dtype=np.int64), *scorer.class_rows])
+    frame = pd.DataFrame(table, columns=["value", *PICTURE_COUNTS])
+    ids = [row["image_id"] for row in scorer.rows]
+    frame.insert(0, "image_id", np.repeat(np.array(ids, dtype=object), [len(rows) for rows in scorer.class_rows]))
+    return frame

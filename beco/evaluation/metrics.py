@@ -22,6 +22,8 @@ BORDER_BINS = ((0, 1), (2, 3), (4, 7), (8, 15), (16, None))
 """Ranges of the distance to the true border in pixels, both ends included; None = no upper end."""
 
 BAND_OF_DIAGONAL = 0.02
+PICTURE_COUNTS = ("truth", "predicted", "both", "band_truth", "band_predicted", "band_both")
+"""Pixels of one class in one picture, from which every metric of a set of pictures follows."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Scorer:
         self.num_classes = num_classes
         self.rows: list[dict[str, Any]] = []
         """One row per picture: image_id, pixel_accuracy, miou (0 … 1, None if every pixel is void)."""
+        self.class_rows: list[np.ndarray] = []
+        """For each picture (n, 7) int64: value and `PICTURE_COUNTS` of the classes that it or its prediction has."""
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         self._bands = np.zeros((3, num_classes), dtype=np.int64)
 
@@ -123,7 +127,12 @@ class Scorer:
     def merge(self, image_id: str, counts: Counts) -> None:
         """Add one picture that was counted elsewhere, such as in a pool."""
         self.confusion += counts.confusion
-        self._bands += np.stack([counts.band_truth, counts.band_prediction, counts.band_both])
+        bands = np.stack([counts.band_truth, counts.band_prediction, counts.band_both])
+        self._bands += bands
+        confusion = counts.confusion
+        pixels = np.vstack([confusion.sum(1), confusion.sum(0), np.diag(confusion), bands])
+        seen = np.flatnonzero(pixels.any(0))
+        self.class_rows.append(np.vstack([seen, pixels[:, seen]]).T)
         self.rows.append(
             {
                 "image_id": image_id,

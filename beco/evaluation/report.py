@@ -8,7 +8,7 @@ classes and experiments are the user's own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,17 @@ from markupsafe import Markup
 
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
-from beco.evaluation import differences, figures, label_tables, tables
+from beco.evaluation import bootstrap, differences, figures, label_tables, tables
 from beco.evaluation.gallery import ERRORS, change_rows, train_rows, val_rows
+from beco.evaluation.table_files import over_pictures
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import whole
 from beco.store import Store
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
-RUN_FILES = ["metrics.json", "per_class.csv", "per_image.csv", "history.csv", "training.json", "predictions"]
-LABEL_FILES = [
-    "labels.h5",
-    *(f"quality/{name}" for name in ("metrics.json", "per_class.csv", "per_image.csv", "sweep.csv")),
-]
+SCORES = ["metrics.json", "per_class.csv", "per_image.csv", "per_image_class.csv"]
+RUN_FILES = [*SCORES, "history.csv", "training.json", "predictions"]
+LABEL_FILES = ["labels.h5", *(f"quality/{name}" for name in [*SCORES, "sweep.csv"])]
 
 
 def write_report(
@@ -46,6 +45,7 @@ def write_report(
     gallery: int,
     output: Path,
     title: str | None = None,
+    published: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report as one HTML file.
 
@@ -60,6 +60,7 @@ def write_report(
         gallery: how many pictures of each split are shown, the worst ones first.
         output: the HTML file.
         title: heading of the page; None: the name of the dataset's folder.
+        published: keys of `beco/published.csv` by experiment, see `tables.recipe_table`.
 
     Raises `UserError` naming the first file that is missing or damaged.
     """
@@ -75,7 +76,7 @@ def write_report(
         "train_rows": train_rows(train, cams, label_sources, gallery),
         "changes": _changes(val, runs, gallery // 4),
         "classifier": _classifier(classifier_folder, output),
-        **_numbers(runs, label_sources),
+        **_numbers(runs, label_sources, published),
     }
     with whole(output) as temporary:
         temporary.write_text(_environment().get_template("report.html.j2").render(page), encoding="utf-8")
@@ -90,7 +91,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
-    environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "errors": ERRORS}
+    environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": over_pictures}
+    environment.globals["errors"] = ERRORS
     return environment
 
 
@@ -102,9 +104,10 @@ def _anchor(name: str) -> str:
 # --- sections -----------------------------------------------------------------------------------------------
 
 
-def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any]:
+def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mapping[str, str] | None) -> dict[str, Any]:
     """Tables, figures and the sentences drawn from them."""
-    recipes, labels = tables.recipe_table(runs, label_sources), label_tables.label_table(label_sources)
+    recipes = tables.recipe_table(runs, label_sources, published)
+    labels = label_tables.label_table(label_sources)
     run_table, classes = tables.run_table(runs), tables.class_table(runs, label_sources)
     experiments = [str(name) for name in recipes["experiment"]]
     errors = {source.name: source.metrics().get("border_error", []) for source in label_sources}
@@ -119,7 +122,10 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, Any
     }
     return {
         "recipes": recipes.to_dict("records"),
-        "differences": differences.difference_table(run_table, tables.RUN_NUMBERS).to_dict("records"),
+        "published": bool(published),
+        "differences": bootstrap.add_picture_intervals(
+            differences.difference_table(run_table, tables.RUN_NUMBERS), run_table
+        ).to_dict("records"),
         "labels": [
             {**row, "best": _best_on(recipes, row["labels"]), "apart": labels["labels"].duplicated()[index]}
             for index, row in enumerate(labels.to_dict("records"))

@@ -1,6 +1,7 @@
-"""The tables: joined from the `metrics.json` and CSV files of runs and pseudo-labels, and from nothing else.
+"""The tables: joined from the `metrics.json` and CSV files of runs and pseudo-labels, and from the published figures.
 
-CSV files hold shares from 0 to 1 and empty fields where no number exists; Markdown files hold percentages.
+Frames and their CSV files hold shares from 0 to 1 and empty fields where no number exists; `table_files` prints them in
+percent.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from beco.errors import UserError
-from beco.evaluation.differences import difference_table
-from beco.files import read_json, whole, write_csv
+from beco.files import read_json
+from beco.published import figures
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Run:
     labels: str
     """The pseudo-labels it learnt from, or `truth`."""
     folder: Path
-    """Holds metrics.json, per_class.csv, per_image.csv, history.csv, training.json and predictions/."""
+    """Holds what `evaluate_predictions` wrote, history.csv, training.json and predictions/."""
 
     def metrics(self) -> dict[str, Any]:
         """What `evaluate_predictions` wrote."""
@@ -44,7 +45,7 @@ class LabelSource:
 
     name: str
     folder: Path
-    """Holds labels.h5 and quality/ with metrics.json, per_class.csv and per_image.csv."""
+    """Holds labels.h5 and quality/ with what `evaluate_labels` wrote."""
 
     @property
     def quality(self) -> Path:
@@ -91,11 +92,15 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(RUN_NUMBERS, float))
 
 
-def recipe_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
+def recipe_table(
+    runs: Iterable[Run], label_sources: Iterable[LabelSource], published: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """One row per experiment, in the order given: means over seeds, and how far the labels lie below.
 
     `miou_std` is the sample standard deviation (ddof = 1), empty for one seed. `difference` is `miou` (on the
     evaluation split) minus `labels_miou` (of the pseudo-labels, on the training split): the pictures differ.
+    `published` names a row of `beco/published.csv` for some of the experiments; `published` (a share),
+    `published_protocol` and `published_source` come from there, and `minus_published` is `miou` less it.
     """
     quality = {source.name: source.metrics().get("miou") for source in label_sources}
     rows = []
@@ -125,7 +130,13 @@ def recipe_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> p
         "protocol",
     ]
     frame = pd.DataFrame(rows, columns=[*columns, "labels_miou"]).astype({"labels_miou": float, "miou": float})
-    return frame.assign(difference=frame["miou"] - frame["labels_miou"])
+    frame["difference"] = frame["miou"] - frame["labels_miou"]
+    named = [figures().get((published or {}).get(str(name), "")) for name in frame["experiment"]]
+    frame["published"] = pd.Series([figure.miou if figure else None for figure in named], dtype=float)
+    frame["minus_published"] = frame["miou"] - frame["published"]
+    frame["published_protocol"] = [figure.protocol if figure else "" for figure in named]
+    frame["published_source"] = [figure.source if figure else "" for figure in named]
+    return frame
 
 
 def class_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
@@ -173,7 +184,10 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def run_protocol(run: Run) -> str:
     """How the numbers of a run came about: its inference, and which of its epochs was measured."""
-    return protocol_text(run.metrics().get("protocol", {}), run.training().get("settings", {}).get("choose"))
+    protocol, training = run.metrics().get("protocol", {}), run.training()
+    if "recipe" in training and protocol.get("networks") == "all":
+        protocol = {**protocol, "networks": 1 if training["recipe"] == "single" else 2}
+    return protocol_text(protocol, training.get("settings", {}).get("choose"))
 
 
 def protocol_text(protocol: dict[str, Any], choose: str | None = None) -> str:
@@ -201,9 +215,11 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
     if key == "squeeze":
         return f"squeezed to {value}×{value}" if value else ""
     if key == "networks":
-        return f"{value} network{'s' if value == 'all' else ''}"
+        return f"{value} network{'s' if value in ('all', 2) else ''}"
     if key == "crf":
         return _crf_part(value)
+    if key == "masks":
+        return _masks_part(value) if value else ""
     if key in UNNAMED:
         return ""
     if isinstance(value, bool):
@@ -217,7 +233,7 @@ UNNAMED = ("batch_size",)  # changes no number
 def _merge_part(merge: str, protocol: dict[str, Any]) -> str:
     """How several views became one; nothing where there is a single one."""
     scales = len(protocol.get("scales", []))
-    if scales < 2 and not protocol.get("flip") and protocol.get("networks") == "first":
+    if scales < 2 and not protocol.get("flip") and protocol.get("networks") in ("first", 1):
         return ""
     if merge == "max" and scales > 1:
         return "max over scales"
@@ -231,6 +247,13 @@ def _crf_part(crf: dict[str, Any] | None) -> str:
     if crf.get("minimum_mass"):
         details.append(f"classes up to {crf['minimum_mass']:g} left out")
     return f"CRF ({', '.join(details)})" if details else "CRF"
+
+
+def _masks_part(rule: dict[str, str]) -> str:
+    """How masks were drawn from instances, see `dataset.coco`."""
+    top = {"file": "the later instance", "area": "the smaller instance"}.get(rule.get("overlap", ""), "")
+    crowd = {"ignore": "crowds left out", "background": "crowds as background"}.get(rule.get("crowd", ""), "")
+    return f"masks with {top} on top and {crowd}"
 
 
 def percent(value: float | None, signed: bool = False) -> str:
@@ -249,67 +272,3 @@ def spread(row: Mapping[Any, Any], name: str) -> str:
     """A number of `difference_table` in percentage points: `+1.2 (−0.3 to +2.7)`, the interval in brackets."""
     mean, low, high = (percent(row[key], signed=True) for key in (name, f"{name}_low", f"{name}_high"))
     return f"{mean} ({low} to {high})"
-
-
-def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def write_tables(runs: list[Run], label_sources: list[LabelSource], classifier: Path | None, output: Path) -> None:
-    """Write the tables of runs into `output`: recipes, differences and classifier (.csv, .md), per_class.csv, runs.csv;
-    those of pseudo-labels alone are `label_tables.write_label_tables`.
-    """
-    recipes = recipe_table(runs, label_sources)
-    every, ap = run_table(runs), classifier_table(classifier)
-    differences = difference_table(every, RUN_NUMBERS)
-    write_csv(recipes, output / "recipes.csv")
-    write_text(_recipes_markdown(recipes), output / "recipes.md")
-    write_csv(differences, output / "differences.csv")
-    write_text(_differences_markdown(differences), output / "differences.md")
-    write_csv(class_table(runs, label_sources), output / "per_class.csv")
-    write_csv(ap, output / "classifier.csv")
-    write_text(_classifier_markdown(ap), output / "classifier.md")
-    write_csv(every, output / "runs.csv")
-
-
-def _recipes_markdown(recipes: pd.DataFrame) -> str:
-    header = ["experiment", "labels", "mIoU (%)", "seeds", "boundary IoU (%)", "pixel accuracy (%)"]
-    header += ["mIoU of its labels, train (%)", "difference", "protocol"]
-    rows = [
-        [
-            *(row["experiment"], row["labels"], mean_std(row["miou"], row["miou_std"]), row["seeds"]),
-            *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
-            *(percent(row["difference"], signed=True), row["protocol"]),
-        ]
-        for row in recipes.to_dict("records")
-    ]
-    return markdown(header, rows)
-
-
-def _differences_markdown(differences: pd.DataFrame) -> str:
-    header = ["difference", "labels", "seeds", "mIoU (points)", "boundary IoU (points)", "pixel accuracy (points)"]
-    rows = [
-        [
-            f"{row['experiment']} − {row['minus']}",
-            row["labels"],
-            row["seeds"],
-            *(spread(row, name) for name in RUN_NUMBERS),
-        ]
-        for row in differences.to_dict("records")
-    ]
-    return markdown(header, rows)
-
-
-def _classifier_markdown(ap: pd.DataFrame) -> str:
-    return markdown(["class", "AP (%)"], ([row["class"], percent(row["ap"])] for row in ap.to_dict("records")))
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all."""
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The one schema of `config.yaml`: every key, its range, its default and its meaning; see `config` for its reading."""
 
 from beco.schema.base import Section, nearest
-from beco.schema.dataset import Dataset, Shapes
+from beco.schema.dataset import Coco, Dataset, Shapes
 from beco.schema.networks import Encoder, Network
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
 from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels
@@ -12,6 +12,7 @@ __all__ = [
     "Cam",
     "Classifier",
     "ClassifierOptimiser",
+    "Coco",
     "Compute",
     "Config",
     "Crf",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from beco.published import figures
 from beco.schema.base import Count, Fraction, Name, Section, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
@@ -21,6 +22,9 @@ class Experiment(Section):
     recipe: Literal["single", "cotraining", "beco"] = Field(description="how stage two learns")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one training per seed")
     training: Training = Field(default_factory=Training, description="what differs from the common `training`")
+    published: str | None = Field(
+        None, description="the figure to stand beside ours in the tables, a key of beco/published.csv; null: none"
+    )
 
 
 class Shards(Section):
@@ -93,6 +97,8 @@ class Config(Section):
             for key, what in {"root": "the folder of your pictures", "labels": "the CSV of their labels"}.items():
                 if not getattr(self.dataset, key):
                     raise ValueError(f"dataset.{key}: missing; set it to {what}")
+        if self.dataset.format == "coco" and not self.dataset.root:
+            raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():
@@ -105,5 +111,10 @@ class Config(Section):
                 raise ValueError(
                     f"experiments.{name}.network: no `{experiment.network}` under networks"
                     f"{nearest(experiment.network, self.networks)}"
+                )
+            if experiment.published is not None and experiment.published not in figures():
+                raise ValueError(
+                    f"experiments.{name}.published: no `{experiment.published}` in beco/published.csv"
+                    f"{nearest(experiment.published, figures())}"
                 )
         return self

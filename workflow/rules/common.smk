@@ -76,11 +76,31 @@ def dataset_files(wildcards):
         return [f"{BASE}/dataset"]
     if CONFIG.dataset.format == "folder":
         return existing([CONFIG.dataset.labels])
-    lists = [
-        f"{dataset_root()}/ImageSets/Segmentation/{name}.txt"
-        for name in (CONFIG.dataset.train, CONFIG.dataset.val)
-    ]
-    return existing(lists)
+    pattern = {
+        "voc": "ImageSets/Segmentation/{}.txt",
+        "coco": "annotations/instances_{}.json",
+    }[CONFIG.dataset.format]
+    names = (CONFIG.dataset.train, CONFIG.dataset.val)
+    return existing([f"{dataset_root()}/{pattern.format(name)}" for name in names])
+
+
+def manifest_settings():
+    """The settings that the manifest follows from; not those of the masks alone, lest they rerun every training."""
+    left_out = {"shapes": True, "coco": CONFIG.dataset.coco.mask_keys()}
+    if CONFIG.dataset.format != "coco":
+        left_out["coco"] = True
+    return CONFIG.dataset.model_dump_json(exclude=left_out)
+
+
+def drawn_masks(wildcards):
+    """The mark that the masks are there, of a dataset whose masks have to be drawn."""
+    return [f"{BASE}/masks/complete"] if CONFIG.dataset.format == "coco" else []
+
+
+def masks_in_training(wildcards):
+    """The same for a training that looks at masks: one on them, or with scores on the validation split."""
+    looks = experiment_of(wildcards).training.validate_every
+    return drawn_masks(wildcards) if looks or wildcards.labels == "truth" else []
 
 
 def expected_options():
@@ -258,6 +278,14 @@ def run_options():
 def label_options():
     """The stage-one recipes as the tables and the report take them: --labels name=folder …"""
     return [word for name in LABELS for word in ("--labels", f"{name}={BASE}/{name}")]
+
+
+def published_options():
+    """The published figures as the tables and the report take them: --published experiment=key …"""
+    named = [(name, entry.published) for name, entry in CONFIG.experiments.items()]
+    return [
+        word for name, key in named if key for word in ("--published", f"{name}={key}")
+    ]
 
 
 def get_final_output():

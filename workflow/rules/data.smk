@@ -38,16 +38,50 @@ rule manifest:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=8000 if CONFIG.dataset.format == "coco" else 2000,
         runtime=60,
         gpu=0,
         expected=expected_options(),
     params:
         root=dataset_root(),
-        settings=CONFIG.dataset.model_dump_json(exclude={"shapes"}),
+        settings=manifest_settings(),
         code=stage_hash("beco.datasets.formats"),
     message:
         "Reading and checking every picture, label and mask"
     shell:
         "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output.manifest:q}"
         " {resources.expected}"
+
+
+rule render_masks:
+    # Only the mark at the end is Snakemake's: it would remove the masks before it goes on after a kill.
+    input:
+        dataset_files,
+    output:
+        touch(f"{BASE}/masks/complete"),
+    log:
+        f"{BASE}/logs/render_masks.log",
+    benchmark:
+        f"{BASE}/benchmarks/render_masks.tsv"
+    conda:
+        ENVIRONMENT
+    threads: COMPUTE.threads
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=0,
+    params:
+        root=dataset_root(),
+        settings=CONFIG.dataset.model_dump_json(
+            include={
+                **dict.fromkeys(("format", "train", "val", "classes"), True),
+                "coco": CONFIG.dataset.coco.mask_keys(),
+            }
+        ),
+        folder=subpath(output[0], parent=True),
+        code=stage_hash("beco.datasets.coco"),
+    message:
+        "Drawing the masks from the outlines of the instances"
+    shell:
+        "beco --log {log:q} render-masks --root {params.root:q} --settings {params.settings:q}"
+        " --output {params.folder:q} --threads {threads}"

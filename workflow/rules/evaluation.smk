@@ -3,19 +3,24 @@
 
 rule evaluate:
     input:
+        drawn_masks,
         manifest=f"{BASE}/manifest.csv",
         predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
     output:
         metrics=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/metrics.json",
-        classes=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/per_class.csv",
-        pictures=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/per_image.csv",
+        tables=multiext(
+            f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/",
+            "per_class.csv",
+            "per_image.csv",
+            "per_image_class.csv",
+        ),
     log:
         f"{BASE}/logs/evaluate.{{labels}}.{{experiment}}.seed{{seed}}.log",
     benchmark:
         f"{BASE}/benchmarks/evaluate.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: COMPUTE.threads
     resources:
         mem_mb=3000,
         runtime=120,
@@ -35,19 +40,24 @@ rule evaluate:
 
 rule evaluate_labels:
     input:
+        drawn_masks,
         manifest=f"{BASE}/manifest.csv",
         labels=f"{BASE}/{{labels}}/labels.h5",
     output:
         metrics=f"{BASE}/{{labels}}/quality/metrics.json",
-        classes=f"{BASE}/{{labels}}/quality/per_class.csv",
-        pictures=f"{BASE}/{{labels}}/quality/per_image.csv",
+        tables=multiext(
+            f"{BASE}/{{labels}}/quality/",
+            "per_class.csv",
+            "per_image.csv",
+            "per_image_class.csv",
+        ),
     log:
         f"{BASE}/logs/evaluate_labels.{{labels}}.log",
     benchmark:
         f"{BASE}/benchmarks/evaluate_labels.{{labels}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: COMPUTE.threads
     resources:
         mem_mb=3000,
         runtime=120,
@@ -66,6 +76,7 @@ rule evaluate_labels:
 
 rule sweep_labels:
     input:
+        drawn_masks,
         manifest=f"{BASE}/manifest.csv",
         cams=class_maps,
     output:
@@ -121,11 +132,12 @@ rule tables:
     params:
         runs=run_options(),
         labels=label_options(),
-        code=stage_hash("beco.evaluation.label_tables"),
+        published=published_options(),
+        code=stage_hash("beco.evaluation.table_files", "published.csv"),
     message:
         "Tables"
     shell:
-        "beco --log {log:q} tables {params.runs:q} {params.labels:q}"
+        "beco --log {log:q} tables {params.runs:q} {params.labels:q} {params.published:q}"
         " --classifier {input.classifier:q} --output {output:q}"
 
 
@@ -158,13 +170,16 @@ rule report:
         gallery=CONFIG.gallery,
         runs=run_options(),
         labels=label_options(),
+        published=published_options(),
         classifier=subpath(input.classifier, parent=True),
-        code=stage_hash("beco.evaluation.report", "evaluation/report.html.j2"),
+        code=stage_hash(
+            "beco.evaluation.report", "evaluation/report.html.j2", "published.csv"
+        ),
     message:
         "Report"
     shell:
         "beco --log {log:q} report --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
-        " --classifier {params.classifier:q} {params.runs:q} {params.labels:q}"
+        " --classifier {params.classifier:q} {params.runs:q} {params.labels:q} {params.published:q}"
         " --gallery {params.gallery} --title {params.name:q} --output {output:q}"
 
 

@@ -4,6 +4,7 @@
 rule train_segmenter:
     input:
         pseudo_labels,
+        masks_in_training,
         starting_weights,
         manifest=f"{BASE}/manifest.csv",
     output:

@@ -1,0 +1,53 @@
+"""Published figures, to stand beside ours: `published.csv`, one row a figure, each with where it was read.
+
+Here and not among the tables, because the configuration names rows of it. The paper's tables were read from the picture
+of them in the authors' repository; a figure that could not be found has an empty cell, and no guess takes its place.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+FILE = Path(__file__).with_suffix(".csv")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published mean IoU."""
+
+    key: str
+    """method/dataset/split, then what else tells it apart: the network, one network, no CRF."""
+    method: str
+    network: str
+    """As the source names it; empty if it does not."""
+    supervision: str
+    miou: float | None
+    """A share from 0 to 1 as ours; None if it was not found."""
+    protocol: str
+    """What is known of how it was measured; empty: nothing is said about scales, flips and CRF."""
+    source: str
+
+
+@cache
+def figures() -> Mapping[str, Figure]:
+    """Every figure by its key, in the order of the file."""
+    with FILE.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = {
+        row["key"]: Figure(
+            key=row["key"],
+            method=row["method"],
+            network=row["network"],
+            supervision=row["supervision"],
+            miou=round(float(row["miou"]) / 100, 6) if row["miou"] else None,
+            protocol=row["known protocol"],
+            source=row["source"],
+        )
+        for row in rows
+    }
+    return MappingProxyType(found)
