@@ -187,6 +187,7 @@ def test_tables_and_figures_of_sweeps(tmp_path: Path) -> None:
         source = LabelSource(name, tmp_path / name)
         source.quality.mkdir(parents=True)
         (source.quality / "metrics.json").write_text('{"miou": 0.4}')
+        (source.quality / "per_class.csv").write_text("value,class,iou\n0,background,0.4\n")
         if scores:
             frame = pd.DataFrame({"background": [0.1, 0.2, 0.3], "miou": scores})
             frame.assign(boundary_iou=0.1, pixel_accuracy=0.5, precision=0.5, recall=0.5).to_csv(
