@@ -7,6 +7,7 @@ height`, then one 0/1 column for each foreground class; the order of those colum
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from beco.datasets.palette import DAMAGED, read_index_png
+from beco.datasets.palette import opened, read_index_png, turn_upright
 from beco.errors import UserError
 from beco.files import whole
+
+log = logging.getLogger("beco")
 
 COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
 TEXT = ["image_id", "split", "image", "mask"]
@@ -67,7 +69,7 @@ class Manifest:
         return bool((self.table["mask"] != "").all())
 
     def image(self, image_id: str) -> NDArray[np.uint8]:
-        """The picture, (H, W, 3) uint8 RGB, as stored (no EXIF orientation applied)."""
+        """The picture, (H, W, 3) uint8 RGB, upright as its EXIF orientation says."""
         return read_picture(self.root / self._text(image_id, "image"))
 
     def mask(self, image_id: str) -> NDArray[np.uint8]:
@@ -187,7 +189,8 @@ def check_and_measure(table: pd.DataFrame, root: Path | str, classes: list[str])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(tqdm(pool.map(check, rows), "checking pictures", len(rows), unit="picture", disable=None))
     refuse((problem for problem in found if isinstance(problem, str)), f"{root}")
-    sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
+    sizes = np.array(found, dtype=np.int64).reshape(-1, 3)
+    _warn_of_turned(table["image"][sizes[:, 2] == 1])
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
 
 
@@ -203,34 +206,62 @@ def refuse(problems: Iterable[str], where: str) -> None:
 
 
 def read_picture(path: Path | str) -> NDArray[np.uint8]:
-    """Decode a picture to its end, (H, W, 3) uint8 RGB. Raises `UserError` if it is missing or damaged."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"), dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such picture; copy it there or take it off the list") from error
-    except DAMAGED as error:
-        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+    """Decode a picture to its end, (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+
+    Alpha is left out, and of 16-bit greys the high byte is kept. Raises `UserError` if the file is missing, damaged,
+    too large (`palette.MOST_PIXELS`), or holds numbers that are not colours.
+    """
+    return _decoded(path)[0]
 
 
-def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int] | str:
-    """(height, width) of a picture, or what is wrong with it or its mask."""
+def _decoded(path: Path | str) -> tuple[NDArray[np.uint8], bool]:
+    """The picture, and whether an EXIF orientation moved its pixels."""
+    with opened(path) as picture:
+        turned = turn_upright(picture)
+        if picture.mode.startswith("I;16"):  # Pillow would cut at 255
+            return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2), turned
+        if picture.mode not in ("I", "F"):
+            if "transparency" in picture.info:
+                del picture.info["transparency"]  # alpha is left out, without a warning
+            return np.array(picture.convert("RGB"), dtype=np.uint8), turned
+        mode = picture.mode
+    raise UserError(f"{path}: holds numbers of 32 bits (mode {mode}), not colours; save it with 8 bits")
+
+
+def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int, bool] | str:
+    """(height, width, turned) of a picture, or what is wrong with it or its mask."""
     image, mask = row
     try:
-        height, width = read_picture(root / image).shape[:2]
+        picture, turned = _decoded(root / image)
+        height, width = picture.shape[:2]
         if mask:
-            _check_mask(root / mask, (height, width), count)
+            _check_mask(root / mask, (height, width), count, turned)
     except UserError as error:
         return str(error)
-    return height, width
+    return height, width, turned and bool(mask)
 
 
-def _check_mask(path: Path, size: tuple[int, int], count: int) -> None:
+def _warn_of_turned(images: pd.Series) -> None:
+    """Tell of pictures whose masks may have been drawn on the pixels as stored: where sizes agree, nobody else can."""
+    if len(images):
+        log.warning(
+            "%d pictures carry an EXIF orientation and are turned as a viewer shows them, such as %s; "
+            "see that their masks show the turned picture, too",
+            len(images), images.iloc[0],
+        )  # fmt: skip
+
+
+def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> None:
     label = read_index_png(path)
     if label.shape != size:
+        mend = "give both the same size"
+        if turned and label.shape == size[::-1]:
+            mend = (
+                "it was drawn on the pixels as stored, before the picture's EXIF orientation: turn the mask alike, or "
+                "take the orientation out of the picture (`exiftool -Orientation=`)"
+            )
         raise UserError(
-            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height);"
-            " give both the same size"
+            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height); {mend}"
         )
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
     wrong = [int(value) for value in values if count < value != IGNORE]
