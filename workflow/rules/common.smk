@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beco.config import validate_config
 from beco.errors import UserError
-from beco.files import read_json
+from beco.files import hold, read_json
 from beco.sources import stage_hash
 
 
@@ -33,6 +33,14 @@ def refuse_other_dataset(checked, base):
                 f"beco: {base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
                 f"{now[changed[0]]}); choose another dataset.name or results folder, or remove this one"
             )
+
+
+def hold_results():
+    """Refuse a second run in the same results. Jobs and dry runs do not get here, and a killed run leaves no lock."""
+    try:
+        hold(BASE)
+    except UserError as error:
+        raise SystemExit(f"beco: {error}")
 
 
 CONFIG = checked_config(config)
