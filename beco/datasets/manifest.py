@@ -7,6 +7,7 @@ height`, then one 0/1 column for each foreground class; the order of those colum
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -131,6 +132,7 @@ def read(path: Path | str, root: Path | str) -> Manifest:
     if (repeated := table["image_id"].duplicated()).any():
         name = table.loc[repeated, "image_id"].iloc[0]
         raise UserError(f"{path}: image_id {name} comes twice; keep one of its rows")
+    _refuse_strays(table, path)
     table = _numbers(table, ["width", "height"], lambda n: n >= 1, "a whole number of pixels", path)
     table = _numbers(table, classes, lambda n: n.isin([0, 1]), "0 or 1", path)
     return Manifest(Path(root), table.set_index("image_id"), classes)
@@ -139,11 +141,34 @@ def read(path: Path | str, root: Path | str) -> Manifest:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         # As text, and without guessing at missing values: ids such as 000012 or NA are ids.
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream))  # pandas gives the second of two equal names another
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such manifest; run `beco manifest` first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV ({' '.join(str(error).split())}); mend it") from error
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path}: has two columns {repeated[0]}; keep one")
+    return table
+
+
+def _refuse_strays(table: pd.DataFrame, path: Path | str) -> None:
+    """Files are named after ids, and paths are joined to the root: neither may lead out of its folder.
+
+    Masks may lie beside the root (drawn ones do), but at a path relative to it.
+    """
+    plain = table["image_id"].map(lambda name: name not in (".", "..") and not set(name) & set("/\\\0"))
+    away = table["image"].map(lambda name: os.path.normpath(name).startswith(("/", "../")))
+    absolute = table["mask"].map(lambda name: name.startswith("/"))
+    for column, wrong, mend in (
+        ("image_id", ~plain, "use a name without slashes"),
+        ("image", away, "write a path inside the dataset's root"),
+        ("mask", absolute, "write it relative to the dataset's root"),
+    ):
+        if wrong.any():
+            first = table.loc[wrong, column].iloc[0]
+            raise UserError(f"{path}: {column} is `{first}` in {_line(table, wrong)}; {mend}")
 
 
 def _numbers(
@@ -192,6 +217,13 @@ def check_and_measure(table: pd.DataFrame, root: Path | str, classes: list[str])
     sizes = np.array(found, dtype=np.int64).reshape(-1, 3)
     _warn_of_turned(table["image"][sizes[:, 2] == 1])
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
+
+
+def warn_of_unseen(table: pd.DataFrame, classes: list[str]) -> None:
+    """Tell of classes that no training picture shows: nothing can learn them, and their score will be 0."""
+    shown = table.loc[table["split"] == "train", classes].sum()
+    if unseen := [name for name in classes if shown[name] == 0]:
+        log.warning("no training picture shows %s; add some, or take it off dataset.classes", ", ".join(unseen))
 
 
 def refuse(problems: Iterable[str], where: str) -> None:

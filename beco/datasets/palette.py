@@ -94,4 +94,5 @@ def read_index_png(path: Path | str, modes: tuple[str, ...] = ("P", "L")) -> NDA
             return np.array(picture, dtype=np.uint8)
     if mode == "L":
         raise UserError(f"{path}: is a grey PNG, not one with a palette; write it again, as `beco predict` does")
-    raise UserError(f"{path}: holds colours (mode {mode}), not label values; save masks as palette or 8-bit grey PNG")
+    what = f"holds colours (mode {mode})" if "RGB" in mode else f"is of mode {mode}"
+    raise UserError(f"{path}: {what}, not label values; save masks as palette or 8-bit grey PNG")

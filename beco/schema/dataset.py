@@ -27,7 +27,9 @@ class Dataset(Section):
     root: str | None = Field(None, description="the folder that holds JPEGImages (voc); not used by shapes")
     train: str = Field("train", description="split list for training: ImageSets/Segmentation/<train>.txt")
     val: str = Field("val", description="split list for evaluation")
-    classes: list[str] | None = Field(None, description="class names in label order 1…; null: the 20 of VOC")
+    classes: list[str] | None = Field(
+        None, min_length=1, description="class names in label order 1…; null: the 20 of VOC"
+    )
     shapes: Shapes = Field(default_factory=Shapes, description="how the embedded set is drawn")
 
     def identity(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from beco.config import validate_config
+from beco.config import parse, validate_config
 from beco.errors import UserError
 from beco.files import hold, read_json
 from beco.sources import stage_hash
@@ -11,11 +11,13 @@ from beco.sources import stage_hash
 
 def checked_config(values):
     """The configuration as the schema sees it; what is wrong with it is said in one line."""
-    where = (
-        ", ".join(str(path) for path in workflow.overwrite_configfiles) or "config.yaml"
-    )
+    files = [str(path) for path in workflow.overwrite_configfiles] or ["config.yaml"]
     try:
-        return validate_config(values, where)
+        for path in existing(
+            files
+        ):  # a key that comes twice is no longer seen in `values`
+            parse(Path(path).read_text(encoding="utf-8-sig"), path)
+        return validate_config(values, ", ".join(files))
     except UserError as error:
         raise SystemExit(
             f"beco: {error}"
