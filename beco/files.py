@@ -27,7 +27,8 @@ ABANDONED = 7 * 24 * 3600
 """Seconds without a change after which a temporary of another machine is taken for a dead process's."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "failed writing file")
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+TORCH_WORDS = ("iostream error", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextmanager
@@ -100,6 +101,8 @@ def _not_written(error: Exception) -> str | None:
     text = str(error)
     if number in FULL or (number is None and any(words in text for words in FULL_WORDS)):
         return "cannot be written, the disk (or your share of it) is full; free some space and run this again"
+    if number is None and any(words in text for words in TORCH_WORDS):  # it keeps the reason to itself
+        return f"cannot be written ({text[:80]}); most likely the disk is full: free some space and run this again"
     if number in READ_ONLY:
         return f"cannot be written ({os.strerror(number)}); make its folder writable, or choose another output"
     return None

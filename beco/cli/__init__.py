@@ -26,6 +26,7 @@ def main() -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
         os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
+    sys.unraisablehook = _unraisable
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -37,6 +38,12 @@ def main() -> None:
         _fail(f"{where}: {error.strerror}; check the path, its permissions and the free space")
     except Exception:
         _own()
+
+
+def _unraisable(problem: sys.UnraisableHookArgs) -> None:
+    """Leave out what h5py says once more, with a traceback, when it cannot close a file on a full disk."""
+    if "file write failed" not in str(problem.exc_value):
+        sys.__unraisablehook__(problem)
 
 
 def _own() -> NoReturn:
