@@ -159,7 +159,7 @@ def _refuse_strays(table: pd.DataFrame, path: Path | str) -> None:
     Masks may lie beside the root (drawn ones do), but at a path relative to it.
     """
     plain = table["image_id"].map(lambda name: name not in (".", "..") and not set(name) & set("/\\\0"))
-    away = table["image"].map(lambda name: os.path.normpath(name).startswith(("/", "../")))
+    away = table["image"].map(lambda name: f"{os.path.normpath(name)}/".startswith(("/", "../")))
     absolute = table["mask"].map(lambda name: name.startswith("/"))
     for column, wrong, mend in (
         ("image_id", ~plain, "use a name without slashes"),

@@ -9,6 +9,11 @@ from beco.files import hold, read_json
 from beco.sources import stage_hash
 
 
+def existing(paths):
+    """Those that are there; a file that is missing is named by the stage that wants it, with the mend."""
+    return [path for path in paths if path and Path(path).exists()]
+
+
 def checked_config(values):
     """The configuration as the schema sees it; what is wrong with it is said in one line."""
     files = [str(path) for path in workflow.overwrite_configfiles] or ["config.yaml"]
@@ -88,11 +93,6 @@ def dataset_files(wildcards):
         for name in (CONFIG.dataset.train, CONFIG.dataset.val)
     ]
     return existing(lists)
-
-
-def existing(paths):
-    """Those that are there; a file that is missing is named by the stage that wants it, with the mend."""
-    return [path for path in paths if path and Path(path).exists()]
 
 
 def weights_file(encoder):
