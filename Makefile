@@ -1,8 +1,8 @@
-# make env | demo | test | lint        (CORES=2 make demo limits the cores)
+# make env | demo | test | lint | nightly        (CORES=2 make demo limits the cores)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint lock
+.PHONY: env demo test lint nightly lock
 
 BIN := .venv/bin
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -25,6 +25,9 @@ lint: $(BIN)/.installed-dev
 	snakefmt --check workflow
 	mypy
 	snakemake --lint
+
+nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments, minutes to hours; KILLS=100 for more
+	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py
 
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock" pyproject.toml

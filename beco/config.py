@@ -6,6 +6,7 @@ wrong is said in one line that names every wrong key and its mend.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
-__all__ = ["merge", "read_config", "read_settings", "validate", "validate_config"]
+__all__ = ["merge", "parse", "read_config", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -96,31 +97,46 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
         return validate(model, {}, where)
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
         where, text = text, _text(Path(text))
-    values = _parsed(text, where)
-    return validate(model, {} if values is None else values, where)
+    return validate(model, parse(text, where), where)
 
 
 def read_config(source: str, is_file: bool) -> Config:
     """Read and check a whole configuration from a file, or from YAML or JSON text."""
     where = source if is_file else "--settings"
-    values = _parsed(_text(Path(source)) if is_file else source, where)
-    return validate_config({} if values is None else values, where)
+    return validate_config(parse(_text(Path(source)) if is_file else source, where), where)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as such") from error
+        raise UserError(f"{path}: is not text in UTF-8; save it as such") from error
 
 
-def _parsed(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> Any:
+    """The values of YAML text, {} for none; a key that comes twice in one place is an error, unlike in PyYAML."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not valid YAML (nested too deeply); mend it") from error
+    return {} if values is None else values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values and tables alone: no tag makes an object."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{name}` comes twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _inherited(item: Any, error: ValidationError) -> bool:
@@ -143,7 +159,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     message = item["msg"][0].lower() + item["msg"][1:]
     if item["type"] == "missing":
         return f"{path}: missing; add it"
-    return f"{path}: {message} (found {item['input']!r})"
+    return f"{path}: {message} (found {reprlib.repr(item['input'])})"  # an alias of YAML can stand for gigabytes
 
 
 def _model_at(model: Any, path: tuple[Any, ...]) -> type[BaseModel] | None:

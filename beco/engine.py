@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +91,26 @@ def total_steps(schedule: Schedule, pictures: int) -> int:
     return schedule.steps or (schedule.epochs or 0) * max(pictures // schedule.batch_size, 1)
 
 
+@contextmanager
+def _loader_troubles() -> Iterator[None]:
+    """Say in one line what befell a data-loading process; torch raises its death anywhere, out of a signal."""
+    try:
+        yield
+    except UserError as error:
+        if "in DataLoader worker process" not in str(error):
+            raise
+        # torch has put that process's traceback before the line
+        raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise UserError(
+            "compute.workers: a data-loading process was killed, for lack of memory perhaps; run this again (it goes "
+            "on from its checkpoint), if need be with fewer workers"
+        ) from error
+
+
+@_loader_troubles()
 def fit(
     task: nn.Module,
     dataset: Dataset[Any],

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from beco.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("beco")
+
+TEMPORARY = re.compile(r"\..+\.(?P<place>[0-9a-f]{8})-(?P<pid>\d+)\.tmp(\..*)?")
+ABANDONED = 7 * 24 * 3600
+"""Seconds without a change after which a temporary of another machine is taken for a dead process's."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+TORCH_WORDS = ("iostream error", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextmanager
@@ -22,29 +39,140 @@ def whole(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise.
 
     The block may write a file or make a folder there. The temporary name keeps the suffix, because many
-    writers choose their format by it.
+    writers choose their format by it. What killed processes have left in the folder is removed, see `sweep`.
+    Raises `UserError` if the folder cannot be made, cannot be written to, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be created ({error.strerror}); choose another output") from error
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    sweep(path.parent)
+    temporary = _temporary(path, path.suffix)
     _remove(temporary)
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _put(temporary, path)
+    except UserError as error:  # of a file within a folder that is not there yet
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
+    except Exception as error:
+        foreign = isinstance(error, OSError) and error.filename and Path(error.filename).parent != path.parent
+        reason = None if foreign else _not_written(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: {reason}") from error
     finally:
         _remove(temporary)
 
 
+def _temporary(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.stem}.{_place()}-{os.getpid()}.tmp{suffix}")
+
+
+@cache
+def _place() -> str:
+    """Where process numbers mean the same: this machine, and the container if in one; 8 hex digits."""
+    try:
+        numbers = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        numbers = ""
+    return hashlib.sha256(f"{socket.gethostname()} {numbers}".encode()).hexdigest()[:8]
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename to the final name; a folder in the way leaves it in one step, too, so nobody sees it half-removed."""
+    if temporary.is_dir() and path.is_dir():
+        former = _temporary(path, ".former")
+        _remove(former)
+        path.replace(former)
+        temporary.replace(path)
+        _remove(former)
+    else:
+        temporary.replace(path)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _not_written(error: Exception) -> str | None:
+    """Why a file could not be written, with the mend, if that is what an error says; libraries say it in their ways."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if number in FULL or (number is None and any(words in text for words in FULL_WORDS)):
+        return "cannot be written, the disk (or your share of it) is full; free some space and run this again"
+    if number is None and any(words in text for words in TORCH_WORDS):  # it keeps the reason to itself
+        return f"cannot be written ({text[:80]}); most likely the disk is full: free some space and run this again"
+    if number in READ_ONLY:
+        return f"cannot be written ({os.strerror(number)}); make its folder writable, or choose another output"
+    return None
+
+
+@cache  # once a folder and process: a folder of predictions sees a call for every picture
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a folder: temporaries of `whole` whose process is no more.
+
+    Process numbers tell that only where the process ran, so the name says where that was. On another machine of a
+    shared file system it may still be at work; there, a week without a change is waited for.
+    """
+    for path in folder.iterdir():
+        if (match := TEMPORARY.fullmatch(path.name)) and _is_abandoned(path, match["place"], int(match["pid"])):
+            log.info("%s: left by a process that was killed; removed", path)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, place: str, pid: int) -> bool:
+    if place != _place():
+        try:
+            return time.time() - path.lstat().st_mtime > ABANDONED
+        except OSError:  # gone by now
+            return False
+    return not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+_held: dict[Path, IO[str]] = {}
+
+
+def hold(folder: Path | str) -> None:
+    """Keep every other process that asks from working in `folder`, until this process ends, however it ends.
+
+    The kernel frees the lock of a dead process, so none is ever left behind; the file that carries it stays. Raises
+    `UserError` if another process has it. Children that run other programs do not inherit it. Where the file system
+    knows no locks (some NFS and Lustre mounts), a warning is all there is.
+    """
+    path = Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+")
+    except OSError as error:
+        raise UserError(f"{path}: {_not_written(error) or os.strerror(error.errno or 0)}") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        who = stream.read().strip() or "another process"
+        stream.close()
+        raise UserError(f"{folder}: {who} works in it; wait for its end, or choose another results folder") from error
+    except OSError as error:
+        log.warning("%s: this file system has no locks (%s); see that nobody else works in it", folder, error.strerror)
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
+    stream.flush()
+    _held[path] = stream
 
 
 def write_json(path: Path | str, value: Any) -> None:

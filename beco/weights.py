@@ -32,10 +32,12 @@ def read_weights(path: Path) -> State:
     """
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _finite(safetensors.torch.load_file(path), path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such weights file; put it there or change encoder.weights") from error
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not a readable weights file (damaged, or it holds more than tensors); copy it again, or save its "
@@ -48,6 +50,13 @@ def read_weights(path: Path) -> State:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no table of tensors; export the network's state_dict")
+    return _finite(state, path)
+
+
+def _finite(state: State, path: Path) -> State:
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{path}: {key} holds NaN or infinity; its training went wrong, take an earlier checkpoint")
     return state
 
 

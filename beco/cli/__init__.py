@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import NoReturn
 
 from beco.cli.options import app
 from beco.errors import UserError
+from beco.files import FULL
 
 # each adds its commands, and `beco --help` lists them in the order of the road
 # isort: off
@@ -25,17 +27,30 @@ def main() -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
         os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
+    sys.unraisablehook = _unraisable
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space")
+        if error.filename is None and error.errno not in FULL:
+            _own()
+        where = error.filename or "results"
+        _fail(f"{where}: {error.strerror}; check the path, its permissions and the free space")
     except Exception:
-        logging.getLogger("beco").exception("beco stopped on an error of its own; please report it")
-        sys.exit(2)
+        _own()
+
+
+def _unraisable(problem: sys.UnraisableHookArgs) -> None:
+    """Leave out what h5py says once more, with a traceback, when it cannot close a file on a full disk."""
+    if "file write failed" not in str(problem.exc_value):
+        sys.__unraisablehook__(problem)
+
+
+def _own() -> NoReturn:
+    """Stop on an error that is the program's, with the traceback that a report of it needs."""
+    logging.getLogger("beco").exception("beco stopped on an error of its own; please report it")
+    sys.exit(2)
 
 
 def _fail(message: str) -> None:

@@ -7,6 +7,8 @@ height`, then one 0/1 column for each foreground class; the order of those colum
 
 from __future__ import annotations
 
+import csv
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
-from beco.datasets.palette import DAMAGED, read_index_png
+from beco.datasets.palette import opened, read_index_png, turn_upright
 from beco.errors import Problems, UserError
 from beco.files import read_json, whole
 from beco.ordered import in_order
+
+log = logging.getLogger("beco")
 
 COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
 TEXT = ["image_id", "split", "image", "mask"]
@@ -68,7 +71,7 @@ class Manifest:
         return bool((self.table["mask"] != "").all())
 
     def image(self, image_id: str) -> NDArray[np.uint8]:
-        """The picture, (H, W, 3) uint8 RGB, as stored (no EXIF orientation applied)."""
+        """The picture, (H, W, 3) uint8 RGB, upright as its EXIF orientation says."""
         return read_picture(self.root / self._text(image_id, "image"))
 
     def mask(self, image_id: str) -> NDArray[np.uint8]:
@@ -138,6 +141,7 @@ def read(path: Path | str, root: Path | str) -> Manifest:
     if (repeated := table["image_id"].duplicated()).any():
         name = table.loc[repeated, "image_id"].iloc[0]
         raise UserError(f"{path}: image_id {name} comes twice; keep one of its rows")
+    _refuse_strays(table, path)
     table = _numbers(table, ["width", "height"], lambda n: n >= 1, "a whole number of pixels", path)
     table = _numbers(table, classes, lambda n: n.isin([0, 1]), "0 or 1", path)
     return Manifest(Path(root), table.set_index("image_id"), classes)
@@ -146,11 +150,34 @@ def read(path: Path | str, root: Path | str) -> Manifest:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         # As text, and without guessing at missing values: ids such as 000012 or NA are ids.
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream))  # pandas gives the second of two equal names another
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such manifest; run `beco manifest` first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV ({' '.join(str(error).split())}); mend it") from error
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path}: has two columns {repeated[0]}; keep one")
+    return table
+
+
+def _refuse_strays(table: pd.DataFrame, path: Path | str) -> None:
+    """Files are named after ids, and paths are joined to the root: neither may lead out of its folder.
+
+    Masks may lie beside the root (drawn ones do), but at a path relative to it.
+    """
+    plain = table["image_id"].map(lambda name: name not in (".", "..") and not set(name) & set("/\\\0"))
+    away = table["image"].map(lambda name: f"{os.path.normpath(name)}/".startswith(("/", "../")))
+    absolute = table["mask"].map(lambda name: name.startswith("/"))
+    for column, wrong, mend in (
+        ("image_id", ~plain, "use a name without slashes"),
+        ("image", away, "write a path inside the dataset's root"),
+        ("mask", absolute, "write it relative to the dataset's root"),
+    ):
+        if wrong.any():
+            first = table.loc[wrong, column].iloc[0]
+            raise UserError(f"{path}: {column} is `{first}` in {_line(table, wrong)}; {mend}")
 
 
 def _numbers(
@@ -211,8 +238,16 @@ def check_and_measure(
     check = partial(_check, Path(root), len(classes))
     found = list(in_order(check, rows, min(8, os.cpu_count() or 1), "checking pictures"))
     refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
-    sizes = np.array(found, dtype=np.int64).reshape(-1, 2)
+    sizes = np.array(found, dtype=np.int64).reshape(-1, 3)
+    _warn_of_turned(table["image"][sizes[:, 2] == 1])
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
+
+
+def warn_of_unseen(table: pd.DataFrame, classes: list[str]) -> None:
+    """Tell of classes that no training picture shows: nothing can learn them, and their score will be 0."""
+    shown = table.loc[table["split"] == "train", classes].sum()
+    if unseen := [name for name in classes if shown[name] == 0]:
+        log.warning("no training picture shows %s; add some, or take it off dataset.classes", ", ".join(unseen))
 
 
 def refuse(problems: Iterable[str], where: str) -> None:
@@ -227,34 +262,62 @@ def refuse(problems: Iterable[str], where: str) -> None:
 
 
 def read_picture(path: Path | str) -> NDArray[np.uint8]:
-    """Decode a picture to its end, (H, W, 3) uint8 RGB. Raises `UserError` if it is missing or damaged."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"), dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such picture; copy it there or take it off the list") from error
-    except DAMAGED as error:
-        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+    """Decode a picture to its end, (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+
+    Alpha is left out, and of 16-bit greys the high byte is kept. Raises `UserError` if the file is missing, damaged,
+    too large (`palette.MOST_PIXELS`), or holds numbers that are not colours.
+    """
+    return _decoded(path)[0]
 
 
-def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int] | str:
-    """(height, width) of a picture, or what is wrong with it or its mask."""
+def _decoded(path: Path | str) -> tuple[NDArray[np.uint8], bool]:
+    """The picture, and whether an EXIF orientation moved its pixels."""
+    with opened(path) as picture:
+        turned = turn_upright(picture)
+        if picture.mode.startswith("I;16"):  # Pillow would cut at 255
+            return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2), turned
+        if picture.mode not in ("I", "F"):
+            if "transparency" in picture.info:
+                del picture.info["transparency"]  # alpha is left out, without a warning
+            return np.array(picture.convert("RGB"), dtype=np.uint8), turned
+        mode = picture.mode
+    raise UserError(f"{path}: holds numbers of 32 bits (mode {mode}), not colours; save it with 8 bits")
+
+
+def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int, bool] | str:
+    """(height, width, turned) of a picture, or what is wrong with it or its mask."""
     image, mask = row
     try:
-        height, width = read_picture(root / image).shape[:2]
+        picture, turned = _decoded(root / image)
+        height, width = picture.shape[:2]
         if mask:
-            _check_mask(root / mask, (height, width), count)
+            _check_mask(root / mask, (height, width), count, turned)
     except UserError as error:
         return str(error)
-    return height, width
+    return height, width, turned and bool(mask)
 
 
-def _check_mask(path: Path, size: tuple[int, int], count: int) -> None:
+def _warn_of_turned(images: pd.Series) -> None:
+    """Tell of pictures whose masks may have been drawn on the pixels as stored: where sizes agree, nobody else can."""
+    if len(images):
+        log.warning(
+            "%d pictures carry an EXIF orientation and are turned as a viewer shows them, such as %s; "
+            "see that their masks show the turned picture, too",
+            len(images), images.iloc[0],
+        )  # fmt: skip
+
+
+def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> None:
     label = read_index_png(path)
     if label.shape != size:
+        mend = "give both the same size"
+        if turned and label.shape == size[::-1]:
+            mend = (
+                "it was drawn on the pixels as stored, before the picture's EXIF orientation: turn the mask alike, or "
+                "take the orientation out of the picture (`exiftool -Orientation=`)"
+            )
         raise UserError(
-            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height);"
-            " give both the same size"
+            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height); {mend}"
         )
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
     wrong = [int(value) for value in values if count < value != IGNORE]

@@ -57,6 +57,7 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
     masks = _train_masks(root, train, splits["train"]) | _val_masks(root, splits["val"])
     table = _table(root, splits, masks, classes)
     table = manifest.check_and_measure(table, root, classes)
+    manifest.warn_of_unseen(table, classes)
     manifest.write(table, output)
     return manifest.read(output, root)
 
@@ -76,15 +77,20 @@ def read_list(root: Path, name: str) -> list[str]:
         raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
     if not lines:
         raise UserError(f"{path}: names no pictures; write one id a line")
-    ids = [_id(path, words) for words in lines]
+    ids = [_id(path, words, root) for words in lines]
     if repeated := [name for name, count in Counter(ids).items() if count > 1]:
         raise UserError(f"{path}: names {repeated[0]} twice; keep one")
     return ids
 
 
-def _id(path: Path, words: list[str]) -> str:
+def _id(path: Path, words: list[str], root: Path) -> str:
     if "/" in words[0]:
         return Path(words[0]).stem
+    name = " ".join(words)
+    if name in (".", "..") or "\\" in name:
+        raise UserError(f"{path}: `{name}` is no name of a picture; write the file's name without its suffix")
+    if len(words) > 1 and (root / "JPEGImages" / f"{name}.jpg").is_file():
+        return name
     if len(words) > 1:
         raise UserError(f"{path}: more than an id in the line `{' '.join(words)}`; write one id a line")
     return words[0]

@@ -22,4 +22,4 @@ def nearest(word: str, known: Any) -> str:
 class Section(BaseModel):
     """A section of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

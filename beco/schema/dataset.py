@@ -60,6 +60,7 @@ class Dataset(Section):
     val: str = Field("val", description="list for evaluation, likewise")
     classes: list[str] | None = Field(
         None,
+        min_length=1,
         description="class names in label order 1…; null: the 20 of VOC, COCO's categories by their id, or "
         "those of the CSV (folder)",
     )

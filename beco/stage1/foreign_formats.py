@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from beco.datasets.manifest import Manifest
-from beco.datasets.palette import DAMAGED, voc_palette
+from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_palette
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN
 from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary
@@ -234,9 +234,11 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _pixels(path: Path, size: tuple[int, int]) -> tuple[str, NDArray[np.uint8]]:
-    """(mode, what is stored) of a PNG; its size is looked at before anything is decoded."""
+    """(mode, what a viewer shows) of a PNG; its size is looked at before anything is decoded."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            if sorted(picture.size) == sorted(size):
+                turn_upright(picture)
             if picture.size[::-1] != size:
                 raise _other_size(picture.size[::-1], size)
             return picture.mode, np.asarray(picture).astype(np.uint8)
@@ -294,7 +296,7 @@ def recognise(files: Mapping[str, Path], manifest: Manifest) -> str:
 
 def _mode(path: Path) -> str:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             return picture.mode
     except DAMAGED:
         return ""

@@ -4,19 +4,26 @@ import shutil
 from pathlib import Path
 from shlex import quote
 
-from beco.config import validate_config
+from beco.config import parse, validate_config
 from beco.errors import UserError
-from beco.files import read_json
+from beco.files import hold, read_json
 from beco.sources import stage_hash
+
+
+def existing(paths):
+    """Those that are there; a file that is missing is named by the stage that wants it, with the mend."""
+    return [path for path in paths if path and Path(path).exists()]
 
 
 def checked_config(values):
     """The configuration as the schema sees it; what is wrong with it is said in one line."""
-    where = (
-        ", ".join(str(path) for path in workflow.overwrite_configfiles) or "config.yaml"
-    )
+    files = [str(path) for path in workflow.overwrite_configfiles] or ["config.yaml"]
     try:
-        return validate_config(values, where)
+        for path in existing(
+            files
+        ):  # a key that comes twice is no longer seen in `values`
+            parse(Path(path).read_text(encoding="utf-8-sig"), path)
+        return validate_config(values, ", ".join(files))
     except UserError as error:
         raise SystemExit(
             f"beco: {error}"
@@ -34,6 +41,14 @@ def refuse_other_dataset(checked, base):
                 f"beco: {base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
                 f"{now[changed[0]]}); choose another dataset.name or results folder, or remove this one"
             )
+
+
+def hold_results():
+    """Refuse a second run in the same results. Jobs and dry runs do not get here, and a killed run leaves no lock."""
+    try:
+        hold(BASE)
+    except UserError as error:
+        raise SystemExit(f"beco: {error}")
 
 
 CONFIG = checked_config(config)
@@ -107,11 +122,6 @@ def expected_options():
     """What later stages start from, for `beco manifest` to miss before hours are spent; no trigger, since a resource."""
     paths = dict.fromkeys(CONFIG.needed().values())
     return " ".join(f"--expect {quote(path)}" for path in paths)
-
-
-def existing(paths):
-    """Those that are there; a file that is missing is named by the stage that wants it, with the mend."""
-    return [path for path in paths if path and Path(path).exists()]
 
 
 def weights_file(encoder):
