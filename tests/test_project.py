@@ -272,20 +272,11 @@ def test_the_manifest_expects_what_later_stages_need(own: Path, tmp_path: Path) 
 
 # --- the road -----------------------------------------------------------------------------------------------
 
-SMALL = [
-    "--config",
-    "encoders={own: {options: {channels: [8, 16, 32, 64]}}}",
-    "classifier={schedule: {steps: 4, batch_size: 8}}",
-    "training={schedule: {steps: 4, batch_size: 8}}",
-    "networks={default: {decoder_channels: 16}}",
-    "compute={threads: 1, shards: {labels: 1}}",
-]
 
-
-def walked(folder: Path, pictures: Path, *options: str, drop: str, targets: tuple[str, ...] = ()) -> Path:
+def walked(folder: Path, pictures: Path, *options: str, experiment: str, targets: tuple[str, ...] = ()) -> Path:
     """init and snakemake in a copy of the repository; returns the folder of the results.
 
-    Lines of the configuration that begin with `drop` are taken out first, as a user would.
+    In between, the configuration is made tiny, and keeps one recipe of labels and one experiment.
     """
     checkout = Checkout(folder)
     images = ["--images", str(pictures / "my pictures"), "--labels", str(pictures / "labels.csv")]
@@ -293,17 +284,23 @@ def walked(folder: Path, pictures: Path, *options: str, drop: str, targets: tupl
     assert done.returncode == 0, done.stderr
     assert "snakemake --cores all --configfile 'my project/config.yaml'" in done.stdout
     config = folder / "my project" / "config.yaml"
-    lines = [line for line in config.read_text().splitlines() if not line.startswith(("  cam: {refine", drop))]
-    config.write_text("\n".join(lines))
-    command = ["snakemake", *targets, "--cores", "2", "--configfile", "my project/config.yaml", *SMALL]
-    done = checkout.run(*command)
+    values = yaml.safe_load(config.read_text())
+    values["encoders"]["own"]["options"]["channels"] = [8, 16, 32, 64]
+    for name in ("classifier", "training"):
+        values[name]["schedule"] |= {"steps": 4, "batch_size": 8}
+    values["networks"]["default"]["decoder_channels"] = 16
+    values["labels"].pop("cam")
+    values["experiments"] = {experiment: values["experiments"][experiment]}
+    values["compute"] = {"threads": 1, "shards": {"labels": 1}}
+    config.write_text(yaml.safe_dump(values))
+    done = checkout.run("snakemake", *targets, "--cores", "2", "--configfile", "my project/config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "my project" / "results" / "pictures"
 
 
 @pytest.mark.road
 def test_from_pictures_to_masks_without_any_mask(drawn: Path, tmp_path: Path) -> None:
-    base = walked(tmp_path / "checkout", drawn, drop="-")
+    base = walked(tmp_path / "checkout", drawn, experiment="beco")
     run = base / "crf" / "beco" / "seed0"
     wanted = sorted(NAMES[n % 3].format(n).rsplit(".")[0].replace("/", "__") + ".png" for n in range(24))
     assert sorted(path.name for path in (run / "predictions").iterdir()) == wanted
@@ -319,7 +316,7 @@ def test_from_pictures_to_masks_without_any_mask(drawn: Path, tmp_path: Path) ->
 @pytest.mark.road
 def test_masks_of_some_pictures_are_scored(drawn: Path, tmp_path: Path) -> None:
     masks = ["--masks", str(drawn / "masks")]
-    base = walked(tmp_path / "checkout", drawn, *masks, drop="  beco: {recipe", targets=("scores",))
+    base = walked(tmp_path / "checkout", drawn, *masks, experiment="single", targets=("scores",))
     run = base / "crf" / "single" / "seed0"
     assert len(list((run / "predictions").iterdir())) == 24
     val = manifests.read(base / "manifest.csv", drawn / "my pictures").split("val")
