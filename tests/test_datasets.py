@@ -12,7 +12,7 @@ from PIL import Image
 
 from beco.datasets import manifest, voc
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
-from beco.errors import UserError
+from beco.errors import Problems, UserError
 
 CLASSES = ["cat", "dog", "boat"]
 SIZE = (12, 20)  # height, width: unequal, so that a swap shows
@@ -67,6 +67,17 @@ def refusal(root: Path, **lists: str) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def test_masks_annotations_and_pictures_are_told_together(root: Path) -> None:
+    (root / "SegmentationClass" / "000003.png").unlink()
+    (root / "Annotations" / "000001.xml").write_text("<annotation></annotation>")
+    (root / "JPEGImages" / "000001.jpg").unlink()
+    with pytest.raises(Problems) as caught:
+        build(root)
+    mask, objects, picture = caught.value.lines
+    assert "000003.png: no mask for this validation picture" in mask
+    assert "000001.xml: names no object" in objects and "000001.jpg: no such picture" in picture
 
 
 # --- palette ------------------------------------------------------------------------------------------------

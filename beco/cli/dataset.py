@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -33,21 +32,19 @@ def init(
     dataset = validate(Dataset, {"format": "folder", **section, "val_share": val_share}, "beco init")
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
         raise UserError(f"--weights: {weights}: no such file; name a .safetensors or .pth file, or imagenet")
-    with tempfile.TemporaryDirectory() as folder:
-        known = stage.facts(formats.build(dataset, Path(folder) / "manifest.csv"))
+    with tempfile.TemporaryDirectory() as aside:
+        known = stage.facts(formats.build(dataset, Path(aside) / "manifest.csv"))
     here = stage.machine()
     begin = stage.start(encoder, weights, here, known.median <= stage.TINY)
-    config = stage.write(project, {**section, "val_share": val_share}, known, here, begin)
+    stage.write(project, {**section, "val_share": val_share}, known, here, begin)
     typer.echo(
         f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), {known.classes} classes"
     )
     if not begin.pretrained:
-        typer.echo(
-            "From scratch, as no weights were given; --weights FILE --encoder NAME, or imagenet, learns far better."
-        )
+        typer.echo("From scratch, since no weights were given; ImageNet weights learn far better (--weights).")
     typer.echo(f"Next:\n  {stage.next_command(project)}")
-    run = f"{config.results}/{config.dataset.name}"
-    typer.echo(f"Then masks are in {shlex.quote(run)}/crf/beco/seed0/predictions, the report is report.html.")
+    folder = project / "results" / stage.NAME
+    typer.echo(f"Then the masks are in {folder}/crf/beco/seed0/predictions, the report is {folder}/report.html")
 
 
 @app.command()

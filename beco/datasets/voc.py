@@ -43,7 +43,8 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
         output: `manifest.csv`; its splits are called `train` and `val` whatever the lists are called.
 
     Returns the manifest. Image-level labels are the classes of all objects in a picture's XML, difficult ones
-    included. Raises `UserError` naming the file for anything missing, damaged or contradictory.
+    included. Raises `UserError` naming the file for anything missing, damaged or contradictory; masks, annotations and
+    pictures are told together.
     """
     root = Path(root)
     classes = manifest.check_classes(VOC_CLASSES if classes is None else classes)
@@ -54,9 +55,10 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
             f"{_list(root, val)}: {len(shared)} of its ids are in {train}.txt too, such as {min(shared)};"
             " validate on pictures that training does not see"
         )
-    masks = _train_masks(root, train, splits["train"]) | _val_masks(root, splits["val"])
-    table = _table(root, splits, masks, classes)
-    table = manifest.check_and_measure(table, root, classes)
+    problems: list[str] = []
+    masks = _train_masks(root, train, splits["train"], problems) | _val_masks(root, splits["val"], problems)
+    table = _table(root, splits, masks, classes, problems)
+    table = manifest.check_and_measure(table, root, classes, problems)
     manifest.warn_of_unseen(table, classes)
     manifest.write(table, output)
     return manifest.read(output, root)
@@ -113,7 +115,7 @@ def _check_root(root: Path) -> None:
 # --- masks --------------------------------------------------------------------------------------------------
 
 
-def _train_masks(root: Path, train: str, ids: list[str]) -> dict[str, str]:
+def _train_masks(root: Path, train: str, ids: list[str], problems: list[str]) -> dict[str, str]:
     """Mask path (or nothing) of each training picture; augmented masks first, as they are drawn alike."""
     found = {name: _find(root, name, [AUGMENTED, OFFICIAL]) for name in ids}
     missing = [name for name, path in found.items() if not path]
@@ -125,14 +127,14 @@ def _train_masks(root: Path, train: str, ids: list[str]) -> dict[str, str]:
             _list(root, train), len(missing), len(ids), AUGMENTED,
         )  # fmt: skip
         return found
-    _refuse_missing(root, missing, "training")
+    problems += _missing(root, missing, "training")
     return found
 
 
-def _val_masks(root: Path, ids: list[str]) -> dict[str, str]:
+def _val_masks(root: Path, ids: list[str], problems: list[str]) -> dict[str, str]:
     """Mask path of each validation picture; official masks first, because published numbers are on them."""
     found = {name: _find(root, name, [OFFICIAL, AUGMENTED]) for name in ids}
-    _refuse_missing(root, [name for name, path in found.items() if not path], "validation")
+    problems += _missing(root, [name for name, path in found.items() if not path], "validation")
     return found
 
 
@@ -141,32 +143,31 @@ def _find(root: Path, name: str, folders: list[str]) -> str:
     return next((path for path in paths if (root / path).is_file()), "")
 
 
-def _refuse_missing(root: Path, names: list[str], what: str) -> None:
-    manifest.refuse(
-        (
-            f"{root / OFFICIAL / name}.png: no mask for this {what} picture, here or in {AUGMENTED}; "
-            "copy it there or take the id off the list"
-            for name in names
-        ),
-        f"{root}",
-    )
+def _missing(root: Path, names: list[str], what: str) -> list[str]:
+    return [
+        f"{root / OFFICIAL / name}.png: no mask for this {what} picture, here or in {AUGMENTED}; "
+        "copy it there or take the id off the list"
+        for name in names
+    ]
 
 
 # --- image-level labels -------------------------------------------------------------------------------------
 
 
-def _table(root: Path, splits: dict[str, list[str]], masks: dict[str, str], classes: list[str]) -> pd.DataFrame:
-    rows, problems = [], []
+def _table(
+    root: Path, splits: dict[str, list[str]], masks: dict[str, str], classes: list[str], problems: list[str]
+) -> pd.DataFrame:
+    """One row per picture; annotations that cannot be read go to `problems`, and their pictures show nothing."""
+    rows = []
     for split, names in splits.items():
         for name in names:
+            present: set[str] = set()
             try:
                 present = read_objects(root / "Annotations" / f"{name}.xml", classes)
             except UserError as error:
                 problems.append(str(error))
-                continue
             row = {"image_id": name, "split": split, "image": f"JPEGImages/{name}.jpg", "mask": masks[name]}
             rows.append(row | {known: int(known in present) for known in classes})
-    manifest.refuse(problems, f"{root / 'Annotations'}")
     return pd.DataFrame(rows)
 
 
