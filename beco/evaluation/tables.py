@@ -27,7 +27,7 @@ class Run:
     labels: str
     """The pseudo-labels it learnt from, or `truth`."""
     folder: Path
-    """Holds what `evaluate_predictions` wrote (metrics.json, three CSV files), history.csv, training.json and predictions/."""
+    """Holds what `evaluate_predictions` wrote, history.csv, training.json and predictions/."""
 
     def metrics(self) -> dict[str, Any]:
         """What `evaluate_predictions` wrote."""

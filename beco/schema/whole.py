@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beco.published import figures
 from beco.schema.base import Count, Name, Section, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
@@ -71,6 +70,8 @@ class Config(Section):
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
         if self.dataset.format == "coco" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
+        from beco.published import figures  # here: no stage but the tables depends on them
+
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():
