@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beco.published import figures
 from beco.schema.base import Count, Fraction, Name, Section, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
@@ -99,6 +98,8 @@ class Config(Section):
                     raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if self.dataset.format == "coco" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
+        from beco.published import figures  # here: no stage but the tables depends on them
+
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, experiment in self.experiments.items():

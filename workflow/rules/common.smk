@@ -65,6 +65,8 @@ GPU = int(
     or (COMPUTE.device == "auto" and shutil.which("nvidia-smi") is not None)
 )
 ENVIRONMENT = "../../envs/beco.yaml"
+# What the report is made with besides its code, relative to the package.
+REPORT_FILES = ["evaluation/report.html.j2", "published.csv"]
 
 
 scattergather:

@@ -172,9 +172,7 @@ rule report:
         labels=label_options(),
         published=published_options(),
         classifier=subpath(input.classifier, parent=True),
-        code=stage_hash(
-            "beco.evaluation.report", "evaluation/report.html.j2", "published.csv"
-        ),
+        code=stage_hash("beco.evaluation.report", *REPORT_FILES),
     message:
         "Report"
     shell:
