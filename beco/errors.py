@@ -1,8 +1,16 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class UserError(Exception):
     """Something the user can mend: one line with the file or key, what is wrong, and the mend.
 
-    The command line prints the line alone, without a traceback, and exits with status 1.
+    The command line prints the line alone, without a traceback, and exits with `status`.
     """
+
+    status = 1
+
+
+class Stopped(UserError):
+    """A training that a signal has stopped; it has saved where it stands, and the same command goes on from there."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again

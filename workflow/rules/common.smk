@@ -51,6 +51,11 @@ GPU = int(
 ENVIRONMENT = "../../envs/beco.yaml"
 
 
+def growing(amount):
+    """A resource that an attempt after a failure asks for once more: 1, 2, 3 times `amount`."""
+    return lambda wildcards, attempt: attempt * amount
+
+
 scattergather:
     cams=COMPUTE.shards.cams,
     labels=COMPUTE.shards.labels,

@@ -12,8 +12,8 @@ rule draw_shapes:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
         gpu=0,
     params:
         settings=CONFIG.dataset.shapes.model_dump_json(),
@@ -38,8 +38,8 @@ rule manifest:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=0,
     params:
         root=dataset_root(),
