@@ -51,6 +51,9 @@ GPU = int(
 ENVIRONMENT = "../../envs/beco.yaml"
 
 
+container: "beco.sif"  # with --sdm apptainer; made from envs/beco.def
+
+
 def growing(amount):
     """A resource that an attempt after a failure asks for once more: 1, 2, 3 times `amount`."""
     return lambda wildcards, attempt: attempt * amount
