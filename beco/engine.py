@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -27,9 +29,10 @@ from tqdm import tqdm
 
 from beco.checkpoint import Checkpoint, State
 from beco.config import Optimiser, Schedule
-from beco.errors import UserError
+from beco.errors import Stopped, UserError
 from beco.files import whole
 from beco.sampling import Draws, StepSampler, mixed_seed, part_slots
+from beco.stopping import StopRequest, leave_signals_to_trainer
 
 log = logging.getLogger("beco")
 
@@ -129,7 +132,8 @@ def fit(
     `identity` is everything that determines the result. A checkpoint of the same identity is continued; one of
     another identity is an error, or is dropped if `replace` is set. `validate` is called by the writing process after
     every epoch and gives scores for the history. Returns the final state; with several processes each returns, and
-    `is_writer` is set in one.
+    `is_writer` is set in one. SIGTERM and SIGUSR1 stop the training at the end of a step, with a checkpoint: the
+    writing process raises `Stopped`, the others return.
     """
     fabric = launch(compute, schedule)
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,30 +158,35 @@ def fit(
     progress = _Progress(fabric, state, sampler.per_epoch, steps, folder, name)
     started = saved = time.monotonic()
     module.train()
-    for batch in batches_on_device(dataset, sampler, fabric.device, compute.workers, state):
-        lr = poly_lr(state.step, steps, optimiser)
-        for group in optim.param_groups:
-            group["lr"] = lr * group["factor"]
-        step_of_parts(fabric, module, bare, batch, parts, seed, state.step, steps, progress.add)
-        optim.step()
-        optim.zero_grad(set_to_none=True)
-        state.step += 1
-        epoch_ends = state.step % sampler.per_epoch == 0 or state.step == steps
-        due = _agreed(fabric, state.step, time.monotonic() - saved > 60 * schedule.checkpoint_minutes)
-        if epoch_ends or due or state.step % CHECK_EVERY == 0:
-            progress.look()
-            _check_loss(state, sampler.per_epoch, name, optimiser, checkpoint.path)
-        if epoch_ends or due:
-            _check_weights(bare, state, name, optimiser)
-            now = time.monotonic()
-            state.seconds, started, saved = state.seconds + now - started, now, now
-        if epoch_ends:
-            progress.close_epoch(lr, validate)
-            module.train()
-        if state.is_writer and (epoch_ends or due):
-            checkpoint.save(bare, bare_optim, precision, state)
+    with StopRequest(fabric) as stop:
+        for batch in batches_on_device(dataset, sampler, fabric.device, compute.workers, state):
+            lr = poly_lr(state.step, steps, optimiser)
+            for group in optim.param_groups:
+                group["lr"] = lr * group["factor"]
+            step_of_parts(fabric, module, bare, batch, parts, seed, state.step, steps, progress.add)
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+            state.step += 1
+            epoch_ends = state.step % sampler.per_epoch == 0 or state.step == steps
+            due = stop.look(state.step, time.monotonic() - saved > 60 * schedule.checkpoint_minutes)
+            if epoch_ends or due or state.step % CHECK_EVERY == 0:
+                progress.look()
+                _check_loss(state, sampler.per_epoch, name, optimiser, checkpoint.path)
+            if epoch_ends or due:
+                _check_weights(bare, state, name, optimiser)
+                now = time.monotonic()
+                state.seconds, started, saved = state.seconds + now - started, now, now
+            if epoch_ends:
+                progress.close_epoch(lr, validate)
+                module.train()
+            if state.is_writer and (epoch_ends or due):
+                checkpoint.save(bare, bare_optim, precision, state)
+            if stop.agreed:
+                break
     progress.close()
-    fabric.barrier()
+    fabric.barrier()  # the others leave when the checkpoint is written
+    if stop.agreed and state.is_writer:
+        raise Stopped(f"{name}: stopped by {stop.name} at step {state.step} of {steps}; the same command goes on")
     return state
 
 
@@ -189,12 +198,20 @@ def launch(compute: Compute, schedule: Schedule) -> Fabric:
     if schedule.precision == "fp16" and device.type == "cpu":
         raise UserError("schedule.precision: fp16 needs a GPU; set it to bf16 or 32")
     alone = compute.devices * compute.nodes == 1
+    # A Snakemake job on Slurm is one task, whose environment looks as if Slurm had started all processes.
+    one_task = os.environ.get("SLURM_NTASKS") == "1" and not torch.distributed.is_torchelastic_launched()
+    if one_task and compute.nodes > 1:
+        raise UserError(
+            f"compute.nodes: {compute.nodes} machines asked for, but Slurm has started one task; "
+            "set it to 1, or start `beco train` with srun, a task for every device"
+        )
     fabric = Fabric(
         accelerator=device.type,
         devices=compute.devices,
         num_nodes=compute.nodes,
         strategy="auto" if alone else "ddp",
         precision=PRECISIONS[schedule.precision],
+        plugins=[LightningEnvironment()] if alone or one_task else None,
     )
     if not alone:
         fabric.launch()
@@ -261,6 +278,7 @@ def batches_on_device(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_signals_to_trainer,
     )
     asked = time.monotonic()
     for batch in loader:
@@ -285,13 +303,6 @@ def _seed(value: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
-
-
-def _agreed(fabric: Fabric, step: int, due: bool) -> bool:
-    """Whether all processes save now; their clocks differ, so one decides, and not at every step."""
-    if fabric.world_size == 1:
-        return due
-    return bool(fabric.broadcast(due)) if step % 10 == 0 else False
 
 
 def _check_loss(state: State, per_epoch: int, name: str, optimiser: Optimiser, checkpoint: Path) -> None:
@@ -320,6 +331,13 @@ class _Progress:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step) if state.is_writer else None
         hidden = not (sys.stderr.isatty() and state.is_writer)
         self.bar = tqdm(total=steps, initial=state.step, desc=name, unit="step", disable=hidden, leave=False)
+        if state.history and state.is_writer:
+            self.write_history()  # Snakemake removes a job's outputs before it runs it again, and no epoch may be left
+
+    def write_history(self) -> None:
+        """The rows so far as history.csv."""
+        with whole(self.folder / "history.csv") as temporary:
+            pd.DataFrame(self.state.history).to_csv(temporary, index=False)
 
     def add(self, scalars: dict[str, Tensor], parts: int) -> None:
         """Add the scalars of one of a step's parts."""
@@ -348,8 +366,7 @@ class _Progress:
             return
         for key, value in {"lr": lr, **means, **scores}.items():
             self.writer.add_scalar(f"train/{key}", value, state.step)
-        with whole(self.folder / "history.csv") as temporary:
-            pd.DataFrame(state.history).to_csv(temporary, index=False)
+        self.write_history()
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {**means, **scores}.items())
         place = f"epoch {epoch}/{math.ceil(self.steps / self.per_epoch)}  step {state.step}/{self.steps}"
         log.info("%s: %s  %s  %.0f s", self.name, place, shown, state.seconds)

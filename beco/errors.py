@@ -4,8 +4,10 @@
 class UserError(Exception):
     """Something the user can mend: one line with the file or key, what is wrong, and the mend.
 
-    The command line prints the line alone, without a traceback, and exits with status 1.
+    The command line prints the line alone, without a traceback, and exits with `status`.
     """
+
+    status = 1
 
 
 class Problems(UserError):
@@ -14,3 +16,9 @@ class Problems(UserError):
     def __init__(self, message: str, lines: list[str]) -> None:
         super().__init__(message)
         self.lines = lines
+
+
+class Stopped(UserError):
+    """A training that a signal has stopped; it has saved where it stands, and the same command goes on from there."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from beco.config import Optimiser, Schedule, Shapes
 from beco.datasets import shapes, voc
 from beco.encoders import load_network
-from beco.engine import Compute, fit
+from beco.engine import Compute, fit, launch
 from beco.errors import UserError
 from beco.sampling import Draws, StepSampler, part_slots
 
@@ -114,6 +114,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# What a step of a Snakemake job on Slurm sees: one task, however many devices it has.
+ONE_TASK = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"}
+
+
 def train(dataset: Path, output: Path, recipe: str, *more: str, before: tuple[str, ...] = (), **settings: Any) -> None:
     command = [
         *before,
@@ -122,7 +126,7 @@ def train(dataset: Path, output: Path, recipe: str, *more: str, before: tuple[st
         *("--recipe", recipe, "--network", yaml.safe_dump(NETWORK), "--settings", yaml.safe_dump(TRAINING | settings)),
         *("--device", "cpu", "--output", str(output), *more),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **ONE_TASK, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -149,6 +153,12 @@ def test_two_processes_train_as_one(dataset: Path, tmp_path: Path, by_two: Path)
     assert_same(tmp_path, by_two, 2e-3)
     history = pd.read_csv(tmp_path / "history.csv")
     assert len(history) == 2 and history["share_pasted"].iloc[-1] > 0
+
+
+def test_machines_that_nobody_started_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with pytest.raises(UserError, match=r"compute\.nodes: 2 machines asked for, but Slurm has started one task; set"):
+        launch(Compute("cpu", nodes=2), Schedule(steps=1))
 
 
 def test_torchrun_starts_the_same_training(dataset: Path, tmp_path: Path, by_two: Path) -> None:

@@ -23,7 +23,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; a `UserError` is one line on standard error and exit status 1."""
+    """Run the command line; a `UserError` is one line on standard error and its exit status, 1 or 75."""
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
         os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
@@ -31,7 +31,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error.status)
     except OSError as error:
         if error.filename is None and error.errno not in FULL:
             _own()
@@ -53,9 +53,9 @@ def _own() -> NoReturn:
     sys.exit(2)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 1) -> None:
     for handler in logging.getLogger("beco").handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logging.makeLogRecord({"msg": message, "levelno": logging.ERROR}))
     print(f"beco: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(status)

@@ -69,6 +69,14 @@ ENVIRONMENT = "../../envs/beco.yaml"
 REPORT_FILES = ["evaluation/report.html.j2", "published.csv"]
 
 
+container: "beco.sif"  # with --sdm apptainer; made from envs/beco.def
+
+
+def growing(amount):
+    """A resource that an attempt after a failure asks for once more: 1, 2, 3 times `amount`."""
+    return lambda wildcards, attempt: attempt * amount
+
+
 scattergather:
     cams=COMPUTE.shards.cams,
     labels=COMPUTE.shards.labels,

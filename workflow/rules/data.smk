@@ -12,8 +12,8 @@ rule draw_shapes:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
         gpu=0,
     params:
         settings=CONFIG.dataset.shapes.model_dump_json(),
@@ -38,8 +38,8 @@ rule manifest:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=8000 if CONFIG.dataset.format == "coco" else 2000,
-        runtime=60,
+        mem_mb=growing(8000 if CONFIG.dataset.format == "coco" else 2000),
+        runtime=growing(60),
         gpu=0,
         expected=expected_options(),
     params:
@@ -67,8 +67,8 @@ rule render_masks:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=growing(8000),
+        runtime=growing(240),
         gpu=0,
     params:
         root=dataset_root(),

@@ -22,8 +22,8 @@ rule evaluate:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=growing(3000),
+        runtime=growing(120),
         gpu=0,
     params:
         root=dataset_root(),
@@ -59,8 +59,8 @@ rule evaluate_labels:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=growing(3000),
+        runtime=growing(120),
         gpu=0,
     params:
         root=dataset_root(),
@@ -89,8 +89,8 @@ rule sweep_labels:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=720,
+        mem_mb=growing(3000),
+        runtime=growing(720),
         gpu=0,
     params:
         root=dataset_root(),
@@ -126,8 +126,8 @@ rule tables:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
         gpu=0,
     params:
         runs=run_options(),
@@ -161,8 +161,8 @@ rule report:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=growing(3000),
+        runtime=growing(30),
         gpu=0,
     params:
         root=dataset_root(),
@@ -195,8 +195,8 @@ rule archive:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=growing(1000),
+        runtime=growing(30),
         gpu=0,
     params:
         image_set="test" if CONFIG.dataset.val == "test" else "val",

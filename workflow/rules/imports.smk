@@ -17,8 +17,8 @@ rule import_labels:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=growing(3000),
+        runtime=growing(240),
         gpu=0,
     params:
         root=dataset_root(),

@@ -16,7 +16,7 @@ rule train_classifier:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=8000,
+        mem_mb=growing(8000),
         runtime=720,
         gpu=GPU,
         device=COMPUTE.device,
@@ -48,8 +48,8 @@ rule infer_cams:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=6000,
-        runtime=240,
+        mem_mb=growing(6000),
+        runtime=growing(240),
         gpu=GPU,
         device=COMPUTE.device,
     params:
@@ -77,8 +77,8 @@ rule gather_cams:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=0,
     params:
         code=stage_hash("beco.store"),
@@ -102,8 +102,8 @@ rule make_labels:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=720,
+        mem_mb=growing(3000),
+        runtime=growing(720),
         gpu=0,
     params:
         root=dataset_root(),
@@ -133,8 +133,8 @@ rule gather_labels:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=0,
     params:
         code=stage_hash("beco.store"),
@@ -196,7 +196,7 @@ rule train_irn:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=16000,
+        mem_mb=growing(16000),
         runtime=1440,
         gpu=GPU,
         device=COMPUTE.device,
@@ -230,8 +230,8 @@ rule random_walk:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=6000,
-        runtime=720,
+        mem_mb=growing(6000),
+        runtime=growing(720),
         gpu=GPU,
         device=COMPUTE.device,
     params:
@@ -261,8 +261,8 @@ rule gather_scores:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
         gpu=0,
     params:
         code=stage_hash("beco.store"),

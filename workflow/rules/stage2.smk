@@ -19,7 +19,7 @@ rule train_segmenter:
         ENVIRONMENT
     threads: COMPUTE.threads * COMPUTE.devices
     resources:
-        mem_mb=16000,
+        mem_mb=growing(16000),
         runtime=2880,
         gpu=GPU * COMPUTE.devices,
         device=COMPUTE.device,
@@ -58,8 +58,8 @@ rule predict:
         ENVIRONMENT
     threads: COMPUTE.threads
     resources:
-        mem_mb=6000 + (1000 * COMPUTE.threads if CONFIG.prediction.crf else 0),
-        runtime=240,
+        mem_mb=growing(6000 + (1000 * COMPUTE.threads if CONFIG.prediction.crf else 0)),
+        runtime=growing(240),
         gpu=GPU,
         device=COMPUTE.device,
     params:
