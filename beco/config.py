@@ -18,7 +18,7 @@ from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
-__all__ = ["merge", "parse", "read_settings", "validate", "validate_config"]
+__all__ = ["merge", "parse_yaml", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -103,10 +103,10 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
             raise UserError(f"{text}: cannot be read ({error.strerror}); check the path") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{text}: is not text in UTF-8; save it as such") from error
-    return validate(model, parse(text, where), where)
+    return validate(model, parse_yaml(text, where), where)
 
 
-def parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """The values of YAML text, {} for none; a key that comes twice in one place is an error, unlike in PyYAML."""
     try:
         values = yaml.load(text, _Loader)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_corpus import run
 
-from beco.config import Shapes, parse
+from beco.config import Shapes, parse_yaml
 from beco.datasets import manifest, shapes
 from beco.datasets.palette import MOST_PIXELS
 from beco.errors import UserError
@@ -70,8 +70,8 @@ def test_no_source_runs_what_it_reads(path: Path) -> None:
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
-    bad = ["torch.load(p)", "pickle.loads(b)", "yaml.load(t)", "os.system(c)", "np.load(p, allow_pickle=True)",
-           "subprocess.run(c, shell=True)", "torch.load(p, weights_only=False)", "a.extractall(p)", "eval(t)"]  # fmt: skip
+    bad = ["torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "pickle.loads(b)"]
+    bad += ["yaml.load(t)", "os.system(c)", "subprocess.run(c, shell=True)", "archive.extractall(p)", "eval(t)"]
     good = ["torch.load(p, weights_only=True)", "yaml.load(t, _Loader)", "model.eval()", "subprocess.run([c])"]
     for text, unsafe in [*((text, True) for text in bad), *((text, False) for text in good)]:
         call = ast.parse(text, mode="eval").body
@@ -83,7 +83,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 @given(st.sampled_from(["python/object/apply:os.mkdir", "python/name:os.system", "python/module:os", "python/tuple"]))
 def test_no_tag_of_yaml_makes_an_object(tag: str) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
-        parse(f"a: !!{tag} [trap]", "here")
+        parse_yaml(f"a: !!{tag} [trap]", "here")
     assert not Path("trap").exists()
 
 
