@@ -18,7 +18,7 @@ from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
-__all__ = ["merge", "parse", "read_config", "read_settings", "validate", "validate_config"]
+__all__ = ["merge", "parse_yaml", "read_config", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -97,13 +97,13 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
         return validate(model, {}, where)
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
         where, text = text, _text(Path(text))
-    return validate(model, parse(text, where), where)
+    return validate(model, parse_yaml(text, where), where)
 
 
 def read_config(source: str, is_file: bool) -> Config:
     """Read and check a whole configuration from a file, or from YAML or JSON text."""
     where = source if is_file else "--settings"
-    return validate_config(parse(_text(Path(source)) if is_file else source, where), where)
+    return validate_config(parse_yaml(_text(Path(source)) if is_file else source, where), where)
 
 
 def _text(path: Path) -> str:
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: is not text in UTF-8; save it as such") from error
 
 
-def parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """The values of YAML text, {} for none; a key that comes twice in one place is an error, unlike in PyYAML."""
     try:
         values = yaml.load(text, _Loader)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_corpus import run
 
-from beco.config import Shapes, parse
+from beco.config import Shapes, parse_yaml
 from beco.datasets import manifest, shapes
 from beco.datasets.palette import MOST_PIXELS
 from beco.errors import UserError
@@ -83,7 +83,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 @given(st.sampled_from(["python/object/apply:os.mkdir", "python/name:os.system", "python/module:os", "python/tuple"]))
 def test_no_tag_of_yaml_makes_an_object(tag: str) -> None:
     with pytest.raises(UserError, match="not valid YAML"):
-        parse(f"a: !!{tag} [trap]", "here")
+        parse_yaml(f"a: !!{tag} [trap]", "here")
     assert not Path("trap").exists()
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from shlex import quote
 
-from beco.config import parse, validate_config
+from beco.config import parse_yaml, validate_config
 from beco.errors import UserError
 from beco.files import hold, read_json
 from beco.sources import stage_hash
@@ -22,7 +22,7 @@ def checked_config(values):
         for path in existing(
             files
         ):  # a key that comes twice is no longer seen in `values`
-            parse(Path(path).read_text(encoding="utf-8-sig"), path)
+            parse_yaml(Path(path).read_text(encoding="utf-8-sig"), path)
         return validate_config(values, ", ".join(files))
     except UserError as error:
         raise SystemExit(
