@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from beco.errors import UserError
-from beco.evaluation.metrics import (
-    BORDER_BINS,
-    Scorer,
-    band_width,
-    border_distance,
-    border_table,
-    contour_band,
-    count_border,
-)
+from beco.evaluation.borders import BORDER_BINS, TRIMAP, border_distance, border_table, near_border, trimap_iou
+from beco.evaluation.metrics import Scorer, band_width, contour_band
 
 CLASSES = 4
 SHAPES = st.tuples(st.integers(2, 14), st.integers(2, 14))
@@ -232,7 +225,7 @@ def test_error_by_distance_by_hand() -> None:
     truth[0, 39] = 255  # void: a border of its own, and not counted
     prediction = truth.copy()
     prediction[0, [20, 21]] = 0, 255  # wrong at distance 0; without an opinion, and so wrong, at distance 1
-    rows = border_table(count_border(prediction, truth))
+    rows = border_table(near_border(prediction, truth, 2).by_bin)
     assert [(row["from"], row["to"]) for row in rows] == list(BORDER_BINS)
     # distance 0 and 1: two pixels on either side of 20, and 38, 37 beside the void
     assert rows[0] == {"from": 0, "to": 1, "pixels": 6, "error": 2 / 6, "uncertain": 1 / 6}
@@ -241,5 +234,32 @@ def test_error_by_distance_by_hand() -> None:
 
 
 def test_a_picture_without_border_is_far_from_it() -> None:
-    counts = count_border(np.ones((4, 5), np.uint8), np.zeros((4, 5), np.uint8))
-    assert counts.tolist() == [[0, 0, 0]] * 4 + [[20, 20, 0]]
+    found = near_border(np.ones((4, 5), np.uint8), np.zeros((4, 5), np.uint8), 2)
+    assert not found.by_class.any() and found.result()["trimap_iou"] == [None] * TRIMAP
+    assert found.by_bin.tolist() == [[0, 0, 0]] * 4 + [[20, 20, 0]]
+
+
+def test_iou_near_the_border_by_hand() -> None:
+    truth = np.zeros((1, 40), dtype=np.uint8)
+    truth[:, 20:] = 1
+    prediction = truth.copy()
+    prediction[0, [20, 25]] = 0, 255  # wrong at distance 0 and, without an opinion, at distance 5
+    found = trimap_iou(near_border(prediction, truth, 3).by_class)
+    # Within k pixels: k of each class; the first wrong pixel counts from k = 1, the second from k = 6.
+    assert found[0] == pytest.approx((1 / 2 + 0 / 1) / 2)
+    assert found[4] == pytest.approx((5 / 6 + 4 / 5) / 2)
+    assert found[5] == pytest.approx((6 / 8 + 4 / 6) / 2)
+    assert len(found) == TRIMAP and found[-1] == pytest.approx((20 / 22 + 18 / 20) / 2)
+
+
+@given(st.data())
+def test_iou_far_from_the_border_is_that_of_all_pixels(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(2, 9), st.integers(2, 9)))
+    truth, prediction = (data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 255]))) for _ in "ab")
+    if (truth == truth[0, 0]).all():
+        return  # no border, and so nothing near it
+    scorer = Scorer(3)
+    scorer.add("a", prediction, truth)
+    expected = scorer.result()["miou"]
+    found = trimap_iou(near_border(prediction, truth, 3).by_class)[-1]  # no pixel is further than 8 from a border
+    assert found == (None if expected is None else pytest.approx(expected))

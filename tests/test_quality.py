@@ -18,8 +18,8 @@ from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.evaluation import figures
+from beco.evaluation.borders import border_distance
 from beco.evaluation.label_tables import label_table, sweep_table
-from beco.evaluation.metrics import border_distance
 from beco.evaluation.quality import Trust, auroc, evaluate_labels, trust_of
 from beco.evaluation.sweep import sweep
 from beco.evaluation.table_files import write_tables

@@ -19,7 +19,8 @@ from beco import crf, store
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
 from beco.config import Cam, Crf, Encoder, Labels
-from beco.evaluation.metrics import count, count_border
+from beco.evaluation.borders import near_border
+from beco.evaluation.metrics import count
 from beco.pseudolabels import PseudoLabels, reliable_pixels
 from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage
@@ -160,4 +161,4 @@ def _reading(path: Path) -> Task:
 def _evaluating(size: int) -> Task:
     rng = np.random.default_rng(0)
     truth, prediction = (pictures.pseudo_label(rng, CLASSES, size, size)[0] for _ in range(2))
-    return lambda: (count(prediction, truth, CLASSES + 1), count_border(prediction, truth))
+    return lambda: (count(prediction, truth, CLASSES + 1), near_border(prediction, truth, CLASSES + 1))

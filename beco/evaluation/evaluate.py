@@ -19,7 +19,8 @@ from PIL import Image
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
-from beco.evaluation.metrics import BORDER_BINS, PICTURE_COUNTS, Counts, Scorer, border_table, count, count_border
+from beco.evaluation.borders import NearBorder, near_border
+from beco.evaluation.metrics import PICTURE_COUNTS, Counts, Scorer, count
 from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
 
@@ -34,29 +35,29 @@ def evaluate_predictions(
     """Measure `predictions`/<image_id>.png (index PNGs) on the pictures of `manifest`, one split of it.
 
     Writes `metrics.json` and the three CSV files into `output`, and returns what
-    `metrics.json` holds: `Scorer.result`, `border_error` (see `metrics.border_table`), and `protocol`,
-    which says how the predictions were made, and the masks if a program made them, and is printed beside every
-    number. If it has `squeeze`, the
+    `metrics.json` holds: `Scorer.result`, `NearBorder.result`, and `protocol`, which says how the predictions were
+    made, and the masks if a program made them, and is printed beside every number. If it has `squeeze`, the
     predictions are squares of that side, and the truth is squeezed to them (`squeezed`). Without masks the
     numbers are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
     size, or with an unknown label value.
     """
     measured, side = manifest.with_masks(), protocol.get("squeeze")
+    classes = len(manifest.classes) + 1
 
-    def one(image_id: str) -> tuple[Counts, np.ndarray]:
+    def one(image_id: str) -> tuple[Counts, NearBorder]:
         path = predictions / f"{image_id}.png"
         if not path.is_file():
             raise UserError(f"{path}: no such prediction; run `beco predict` on this split first")
         prediction, truth = read_index_png(path), manifest.mask(image_id)
         if side:
             truth = squeezed(truth, side)
-        counts = count(prediction, truth, len(manifest.classes) + 1, image_id)
-        return counts, count_border(prediction, truth)
+        counts = count(prediction, truth, classes, image_id)  # first: it refuses what does not fit
+        return counts, near_border(prediction, truth, classes)
 
-    scorer, border = Scorer(len(manifest.classes) + 1), np.zeros((len(BORDER_BINS), 3), dtype=np.int64)
+    scorer, border = Scorer(classes), NearBorder.nothing(classes)
     for image_id, (counts, near) in zip(measured.ids, in_order(one, measured.ids, threads, "evaluate"), strict=True):
         scorer.merge(image_id, counts)
-        border += near
+        border.add(near)
     return write_result(manifest, scorer, border, protocol, {}, output)
 
 
@@ -71,7 +72,7 @@ def squeezed(label: np.ndarray, side: int) -> np.ndarray:
 def write_result(
     manifest: Manifest,
     scorer: Scorer,
-    border: np.ndarray,
+    border: NearBorder,
     protocol: dict[str, Any],
     extra: dict[str, Any],
     output: Path,
@@ -98,7 +99,7 @@ def write_result(
         **({} if measured else {"reason": f"split `{split}` has no masks, so there is nothing to measure against"}),
         **result,
         **named,
-        "border_error": border_table(border),
+        **border.result(),
         **extra,
         "without_mask": len(manifest) - len(scorer.rows),
         "protocol": {**protocol, **({"masks": rule} if (rule := manifest.mask_rule()) else {})},

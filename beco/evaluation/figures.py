@@ -250,6 +250,26 @@ def _distances(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{row['from']}–{row['to']}" if row["to"] is not None else f"{row['from']}+" for row in rows]
 
 
+def trimap_curves(results: Mapping[str, list[list[float | None]]]) -> str | None:
+    """mIoU of the pixels within k pixels of a true border, mean over the seeds; `results` are `trimap_iou` by seed."""
+    known = {name: np.array(rows, dtype=float) for name, rows in results.items() if rows}
+    if not known:
+        return None
+    colours = colour_of(results)
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for index, (name, rows) in enumerate(known.items()):
+            axis.plot(
+                range(1, rows.shape[1] + 1), 100 * rows.mean(0), color=colours[name], markersize=4,
+                marker=MARKERS[index % len(MARKERS)], label=name,
+            )  # fmt: skip
+        axis.set(xlabel="within this many pixels of a true border", ylabel="mIoU (%)")
+        _whole_numbers(axis)
+        _legend(figure, axis)
+
+    return _svg(draw, 5.4, 4.6, "IoU near the true borders")
+
+
 def calibration(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
     """Share of right pixels by confidence; `labels` are the `confidence.bins` of `metrics.json`.
 

@@ -18,9 +18,6 @@ from scipy import ndimage
 from beco.errors import UserError
 
 VOID = 255
-BORDER_BINS = ((0, 1), (2, 3), (4, 7), (8, 15), (16, None))
-"""Ranges of the distance to the true border in pixels, both ends included; None = no upper end."""
-
 BAND_OF_DIAGONAL = 0.02
 PICTURE_COUNTS = ("truth", "predicted", "both", "band_truth", "band_predicted", "band_both")
 """Pixels of one class in one picture, from which every metric of a set of pictures follows."""
@@ -163,59 +160,6 @@ class Scorer:
             "truth_pixels": true.tolist(),
             "predicted_pixels": predicted.tolist(),
         }
-
-
-# --- distance to the border ---------------------------------------------------------------------------------
-
-
-def border_distance(truth: np.ndarray) -> np.ndarray:
-    """(H, W) int32 chessboard distance in pixels to the nearest border in `truth` ((H, W) uint8).
-
-    0 where one of the eight neighbours has another value; void counts as a value (in VOC it is the border),
-    the picture's edge does not count. Where the picture has no border at all, the distance exceeds any
-    picture's.
-    """
-    border = ndimage.minimum_filter(truth, size=3, mode="nearest") != ndimage.maximum_filter(
-        truth, size=3, mode="nearest"
-    )
-    if not border.any():
-        return np.full(truth.shape, np.iinfo(np.int32).max, dtype=np.int32)
-    return ndimage.distance_transform_cdt(~border, metric="chessboard").astype(np.int32)
-
-
-def count_border(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(bins, 3) int64 for one picture and `BORDER_BINS`: valid pixels, wrong ones, 255s.
-
-    A pixel without an opinion counts as background, and so as wrong where the truth is an object.
-    """
-    valid = truth != VOID
-    edges = np.array([low for low, _ in BORDER_BINS[1:]])
-    bins = np.digitize(border_distance(truth)[valid], edges)
-    silent = prediction[valid] == VOID
-    wrong = np.where(silent, 0, prediction[valid]) != truth[valid]
-    size = len(BORDER_BINS)
-    return np.stack(
-        [
-            np.bincount(bins, minlength=size),
-            np.bincount(bins[wrong], minlength=size),
-            np.bincount(bins[silent], minlength=size),
-        ],
-        axis=1,
-    ).astype(np.int64)
-
-
-def border_table(totals: np.ndarray) -> list[dict[str, Any]]:
-    """The sum of `count_border` over a split as rows: from, to (px), pixels, error, uncertain (shares)."""
-    return [
-        {
-            "from": low,
-            "to": high,
-            "pixels": int(pixels),
-            "error": float(wrong / pixels) if pixels else None,
-            "uncertain": float(silent / pixels) if pixels else None,
-        }
-        for (low, high), (pixels, wrong, silent) in zip(BORDER_BINS, totals, strict=True)
-    ]
 
 
 # --- ratios -------------------------------------------------------------------------------------------------

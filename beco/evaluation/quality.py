@@ -17,8 +17,9 @@ import numpy as np
 
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.evaluation.borders import BORDER_BINS, NearBorder, border_distance, near_border
 from beco.evaluation.evaluate import write_result
-from beco.evaluation.metrics import BORDER_BINS, VOID, Counts, Scorer, border_distance, count, count_border
+from beco.evaluation.metrics import VOID, Counts, Scorer, count
 from beco.ordered import in_order
 from beco.pseudolabels import LEVELS, UNCERTAIN, PseudoLabels, quantised, reliable_pixels
 
@@ -155,7 +156,7 @@ def evaluate_labels(
             "manifest: run its stage again"
         )
     size = len(manifest.classes) + 1
-    total, border, trust = Scorer(size), np.zeros((len(BORDER_BINS), 3), dtype=np.int64), Trust.nothing()
+    total, border, trust = Scorer(size), NearBorder.nothing(size), Trust.nothing()
     lists = {name: (set(ids), Scorer(size)) for name, ids in (apart or {}).items()}
     rule = {"reliable_fraction": fraction} if threshold is None else {"reliable_threshold": threshold}
     work = partial(_one, manifest, set(manifest.with_masks().ids), source, (fraction, threshold))
@@ -165,7 +166,7 @@ def evaluate_labels(
         if measured:
             counts, near = measured
             total.merge(image_id, counts)
-            border += near
+            border.add(near)
             for members, scorer in lists.values():
                 if image_id in members:
                     scorer.merge(image_id, counts)
@@ -183,11 +184,12 @@ def _one(
     source: PseudoLabels,
     rule: tuple[float, float | None],
     image_id: str,
-) -> tuple[Trust, tuple[Counts, np.ndarray] | None]:
+) -> tuple[Trust, tuple[Counts, NearBorder] | None]:
     label, confidence = source.label(image_id), source.confidence(image_id)
     reliable = reliable_pixels(label, confidence, *rule)
     if image_id not in masks:
         return trust_of(label, confidence, reliable, None), None
     truth = manifest.mask(image_id)
-    counts = count(label, truth, len(manifest.classes) + 1, image_id)  # first: it refuses another size
-    return trust_of(label, confidence, reliable, truth), (counts, count_border(label, truth))
+    classes = len(manifest.classes) + 1
+    counts = count(label, truth, classes, image_id)  # first: it refuses another size
+    return trust_of(label, confidence, reliable, truth), (counts, near_border(label, truth, classes))

@@ -118,6 +118,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
         "shares": figures.share_curves(runs),
         "classes": figures.class_bars(classes, experiments),
         "border": figures.border_errors(errors, {name: results[name] for name in experiments}),
+        "trimap": figures.trimap_curves({name: _by_seed(runs, name, "trimap_iou") for name in experiments}),
         **_label_figures(label_sources),
     }
     return {
@@ -135,6 +136,12 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
         "summary": summary(recipes, [run.metrics().get("reason") for run in runs]),
         "best": _best(recipes),
     }
+
+
+def _by_seed(runs: list[Run], experiment: str, key: str) -> list[Any]:
+    """A list in the metrics of every seed of an experiment that has it."""
+    found = [run.metrics().get(key) for run in runs if run.experiment == experiment]
+    return [values for values in found if values]
 
 
 def _label_figures(label_sources: list[LabelSource]) -> dict[str, str | None]:
