@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -56,8 +56,9 @@ def whole(path: Path | str) -> Iterator[Path]:
     except UserError as error:  # of a file within a folder that is not there yet
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     except Exception as error:
-        foreign = isinstance(error, OSError) and error.filename and Path(error.filename).parent != path.parent
-        reason = None if foreign else _not_written(error)
+        name = error.filename if isinstance(error, OSError) else None
+        ours = name is None or str(name).startswith(str(temporary))  # not a file that the block reads
+        reason = _not_written(error) if ours else None
         if reason is None:
             raise
         raise UserError(f"{path}: {reason}") from error
@@ -121,7 +122,8 @@ def sweep(folder: Path) -> None:
     for path in folder.iterdir():
         if (match := TEMPORARY.fullmatch(path.name)) and _is_abandoned(path, match["place"], int(match["pid"])):
             log.info("%s: left by a process that was killed; removed", path)
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # gone by now, or not ours to remove
+                _remove(path)
 
 
 def _is_abandoned(path: Path, place: str, pid: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import Checkout
 from corpus import CASES, ELSEWHERE, Case
 from corpus_inputs import COMMANDS, jpeg, sound
 from hypothesis import HealthCheck, given, settings
@@ -120,6 +121,17 @@ def test_a_jpeg_cut_anywhere(template: Path, tmp_path: Path, share: float) -> No
 
 def test_there_are_enough_kinds() -> None:
     assert len(CASES) >= 40 and len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.road
+def test_a_key_twice_in_a_configuration_is_refused_before_any_job(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    path = tmp_path / "tests" / "tiny.yaml"
+    path.write_text(path.read_text() + "gallery: 5\n")
+    done = checkout.snakemake("--dry-run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("beco: ")]
+    assert len(lines) == 1 and "tiny.yaml: not valid YAML (the key `gallery` comes twice" in lines[0], done.stderr
 
 
 # --- the table ----------------------------------------------------------------------------------------------

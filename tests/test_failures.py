@@ -182,6 +182,15 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     assert seconds == sorted(seconds) and 0 <= seconds[-1] < 600
 
 
+def test_what_a_block_cannot_read_is_not_called_unwritable(tmp_path: Path) -> None:
+    def read() -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "input"))
+
+    with pytest.raises(PermissionError), whole(tmp_path / "output"):
+        read()
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- leftovers ----------------------------------------------------------------------------------------------
 
 
