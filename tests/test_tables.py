@@ -93,7 +93,7 @@ def test_a_split_without_masks_is_no_error(tmp_path: Path) -> None:
     write_tables([run], [source], None, tmp_path / "tables")
     assert pd.read_csv(tmp_path / "tables" / "recipes.csv")["miou"].isna().all()
     write_report(manifest, "train", "val", None, [source], [run], None, 2, tmp_path / "report.html")
-    assert "No result to report: split val has no masks" in (tmp_path / "report.html").read_text()
+    assert "No result to report: split <code>val</code> has no masks" in (tmp_path / "report.html").read_text()
 
 
 # --- tables -------------------------------------------------------------------------------------------------
