@@ -53,7 +53,10 @@ def whole(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         _put(temporary, path)
-    except UserError as error:  # of a file within a folder that is not there yet
+    except UserError as error:
+        if str(temporary) not in str(error):
+            raise
+        # of a file within a folder that will never be
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     except Exception as error:
         name = error.filename if isinstance(error, OSError) else None
@@ -156,7 +159,9 @@ def hold(folder: Path | str) -> None:
     `UserError` if another process has it. Children that run other programs do not inherit it. Where the file system
     knows no locks (some NFS and Lustre mounts), a warning is all there is.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder).resolve() / ".lock"
+    if path in _held:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")
