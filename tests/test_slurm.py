@@ -91,7 +91,9 @@ def watch(run: subprocess.Popen[str], folder: Path) -> tuple[dict[str, list[list
     """
     jobs: dict[str, dict[str, list[str]]] = {}
     lost = ""
+    until = time.monotonic() + 1800  # a quiet machine takes a tenth of it
     while run.poll() is None:
+        assert time.monotonic() < until, (folder / "snakemake.out").read_text()
         queue = ask("squeue", "-h", "-O", ",".join(f"{field}:60" for field in FIELDS))
         for line in queue.splitlines():
             values = [line[start : start + 60].strip() for start in range(0, 60 * len(FIELDS), 60)]
