@@ -45,7 +45,7 @@ def check(config: Config) -> list[Group]:
     data, manifest = _dataset(config)
     looks: list[tuple[str, Callable[[Group], None]]] = [
         ("weights", partial(_weights, config)),
-        ("labels", partial(_imports, config)),
+        ("imported labels", partial(_imports, config)),
         ("machine", partial(_machine, config, manifest)),
         ("disk", partial(_disk, config, manifest)),
         ("software", partial(_software, config)),

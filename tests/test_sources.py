@@ -22,7 +22,7 @@ from beco.files import file_hash, text_hash
 STAGES = {
     "beco.datasets.coco",
     "beco.datasets.shapes",
-    "beco.datasets.voc",
+    "beco.datasets.formats",
     "beco.evaluation.archive",
     "beco.evaluation.evaluate",
     "beco.evaluation.report",
@@ -138,7 +138,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
     assert changed_by("weights.py", replacing('"fc."', '"fcc."')) == training
     stores = changed_by("store.py", replacing("compression_opts=4", "compression_opts=5"))
     assert stores >= {"beco.store", "beco.stage1.cam", "beco.stage1.labels", "beco.stage2.train"}
-    assert not stores & {"beco.datasets.voc", "beco.datasets.shapes"}
+    assert not stores & {"beco.datasets.formats", "beco.datasets.shapes"}
 
 
 def test_the_schema_and_the_errors_do_not_count(changed_by: Edit) -> None:
