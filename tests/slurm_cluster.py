@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,11 +161,18 @@ class Cluster:
                 link.unlink()
 
     def processes(self) -> list[int]:
-        """Every process of this cluster and of its jobs."""
+        """Every process of this cluster and of its jobs; slurmstepd has no environment, but keeps its log open."""
         found, mark = [], f"{MARK}={self.folder}".encode()
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                    continue
+                opened = []
+                for one in (entry / "fd").iterdir():
+                    with suppress(OSError):  # closed meanwhile
+                        opened.append(str(one.readlink()))
+                marked = mark in (entry / "environ").read_bytes().split(b"\0")
+                if marked or any(name.startswith(f"{self.folder}/") for name in opened):
                     found.append(int(entry.name))
             except OSError:
                 continue  # ended meanwhile
