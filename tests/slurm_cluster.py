@@ -9,11 +9,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
+PROGRAMS = ("setpriv", "munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
 ETC = Path("/etc/slurm")  # the only place where the steps of Snakemake's jobs look for slurm.conf
 MUNGE_SOCKET = Path("/run/munge/munge.socket.2")  # the only one that all of Slurm's programs look for
 MARK = "BECO_TEST_CLUSTER"  # in the environment of the daemons and of their jobs, so that all can be found again
@@ -66,6 +67,12 @@ def ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+def foreign(configuration: Path) -> bool:
+    """Whether it is another Slurm's, and not what tests that were killed have left."""
+    ours = configuration.is_symlink() and (configuration.resolve().parent / "munge.key").exists()
+    return configuration.exists() and not ours
+
+
 class Cluster:
     """munged, slurmctld and two slurmd while it is entered, their files in `folder`; skips where that cannot be.
 
@@ -78,7 +85,7 @@ class Cluster:
             pytest.skip(f"no {missing[0]} on this machine (apt-get install slurm-wlm munge)")
         if os.geteuid() != 0:
             pytest.skip("only root can start a Slurm for other users' jobs, and /etc/slurm is root's")
-        if (ETC / "slurm.conf").exists() or subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+        if foreign(ETC / "slurm.conf") or subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
             pytest.skip("this machine belongs to a Slurm already")
         self.folder = folder
         self.environment = {MARK: str(folder)}
@@ -106,7 +113,7 @@ class Cluster:
         values = {"folder": self.folder, "ports": free_ports(3), "host": socket.gethostname()}
         for link, text in zip(self.links, (SLURM_CONF, GRES_CONF), strict=True):
             (self.folder / link.name).write_text(text.format(**values))
-            link.unlink(missing_ok=True)  # points to nothing, or this machine would have been left alone
+            link.unlink(missing_ok=True)
             link.symlink_to(self.folder / link.name)
         self._until(lambda: ask("munge", "-n") != "")
         self._daemon("slurmctld", "-D", "-c")
@@ -115,7 +122,8 @@ class Cluster:
         self._until(lambda: ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"])
 
     def _daemon(self, *command: str) -> None:
-        with (self.folder / f"{command[0]}.out").open("ab") as output:
+        command = ("setpriv", "--pdeathsig", "TERM", *command)  # if the tests are killed, it ends with them
+        with (self.folder / f"{command[3]}.out").open("ab") as output:
             self.daemons.append(
                 subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | self.environment
@@ -153,11 +161,18 @@ class Cluster:
                 link.unlink()
 
     def processes(self) -> list[int]:
-        """Every process of this cluster and of its jobs."""
+        """Every process of this cluster and of its jobs; slurmstepd has no environment, but keeps its log open."""
         found, mark = [], f"{MARK}={self.folder}".encode()
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                    continue
+                opened = []
+                for one in (entry / "fd").iterdir():
+                    with suppress(OSError):  # closed meanwhile
+                        opened.append(str(one.readlink()))
+                marked = mark in (entry / "environ").read_bytes().split(b"\0")
+                if marked or any(name.startswith(f"{self.folder}/") for name in opened):
                     found.append(int(entry.name))
             except OSError:
                 continue  # ended meanwhile
