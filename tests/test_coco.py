@@ -255,6 +255,8 @@ def test_outlines_that_cannot_be_right(root: Path, segmentation: Any, words: str
         (lambda c: c.update(images=[]), "has no list `images`"),
         (lambda c: c["images"][1].pop("height"), "images[1] lacks a valid `height`"),
         (lambda c: c["annotations"].append(3), "annotations[3] lacks a valid `image_id`"),
+        (lambda c: c["categories"].append({"id": 3, "name": "cow"}), "defines a category id twice"),
+        (lambda c: c["annotations"][0].update(id=[1]), "annotations[0] lacks a valid `id`"),
         (lambda c: c["annotations"][0].update(segmentation=None), "annotations[0] lacks a valid `segmentation`"),
     ],
 )

@@ -156,6 +156,8 @@ def read(root: Path | str, name: str, classes: list[str] | None = None) -> Insta
     api.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress there
         api.createIndex()
+    if len(api.cats) < len(content["categories"]):
+        raise UserError(f"{path}: defines a category id twice; keep one of them")
     names = {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
     chosen = check_classes(list(names.values()) if classes is None else classes)
     if different := sorted(set(chosen) ^ set(names.values())):
@@ -196,8 +198,8 @@ def _content(path: Path) -> dict[str, Any]:
             for key, kind in keys.items():
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
                     raise UserError(f"{path}: {part}[{number}] lacks a valid `{key}`; copy the file again")
-            if part == "annotations":
-                entry.setdefault("id", number)  # nothing here needs it, but the index of pycocotools does
+            if part == "annotations" and not isinstance(entry.setdefault("id", number), int | str):
+                raise UserError(f"{path}: annotations[{number}] lacks a valid `id`; copy the file again")
     return content
 
 
