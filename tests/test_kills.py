@@ -29,6 +29,8 @@ from beco.store import Store
 
 pytestmark = pytest.mark.road
 
+HOSTILE = "a b;$(touch x)'"  # for good measure, all of it happens in folders whose names a shell would run
+
 SEED = int(os.environ.get("BECO_SEED", random.randrange(10**6)))
 NIGHTLY = int(os.environ.get("BECO_KILLS", "0"))
 SHORT = {
@@ -47,9 +49,11 @@ class Road:
     """The tiny road in a checkout, as `snakemake` processes that can be killed."""
 
     def __init__(self, folder: Path, *targets: str, change: dict[str, object] | None = None) -> None:
+        folder = folder / HOSTILE
         self.checkout = Checkout(folder)
-        self.base = folder / "results" / "tiny"
+        self.base = folder / f"results {HOSTILE}" / "tiny"
         config = yaml.safe_load((folder / "tests" / "tiny.yaml").read_text()) | (change or {})
+        config["results"] = self.base.parent.name
         config["compute"] = {"shards": {"cams": 2, "labels": 1}, "workers": 1}
         config["training"]["schedule"] = {"epochs": 8, "batch_size": 8}
         (folder / "road.yaml").write_text(yaml.safe_dump(config))
@@ -220,7 +224,7 @@ def survive(road: Road, ways: list[str], seed: int, again: Callable[[], None]) -
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Road, dict[str, object]]:
     """The short road, walked once undisturbed, and its results."""
-    road = Road(tmp_path_factory.mktemp("short"), "results/tiny/truth/beco/seed0/metrics.json", change=SHORT)
+    road = Road(tmp_path_factory.mktemp("short"), f"results {HOSTILE}/tiny/truth/beco/seed0/metrics.json", change=SHORT)
     road.measure()
     return road, road.results()
 
@@ -254,7 +258,10 @@ def test_a_second_run_is_refused_in_one_line(short: tuple[Road, dict[str, object
     assert second.returncode == 1 and "Traceback" not in second.stderr
     lines = [line for line in second.stderr.splitlines() if line.startswith("beco: ")]
     assert len(lines) == 1, second.stderr
-    assert f"beco: results/tiny: process {first.pid} on " in lines[0] and "works in it; wait for its end" in lines[0]
+    assert (
+        f"beco: results {HOSTILE}/tiny: process {first.pid} on " in lines[0]
+        and "works in it; wait for its end" in lines[0]
+    )
     assert dry.returncode == 0 and "train_segmenter" in dry.stdout  # looking is allowed
     # and no `--unlock`: the killed run's lock went with it, as `test_killed_and_run_again` shows for whole roads
 

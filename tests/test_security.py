@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -16,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_corpus import run
 
-from beco.config import Shapes, parse_yaml
-from beco.datasets import manifest, shapes
+from beco.config import parse_yaml
+from beco.datasets import manifest
 from beco.datasets.palette import MOST_PIXELS
 from beco.errors import UserError
 
@@ -173,21 +174,44 @@ def test_the_limit_is_where_it_is_said_to_be(tmp_path: Path) -> None:
 # --- the shell ----------------------------------------------------------------------------------------------
 
 
+FAKE = """#!/bin/sh
+for word in "$@"; do printf '%s\\0' "$word"; done >> "$RECORD"
+printf '\\n\\0' >> "$RECORD"
+"""
+
+
 @pytest.mark.road
-def test_every_path_reaches_the_shell_quoted(tmp_path: Path) -> None:
-    """Project, dataset root and results under names that a shell would run; the whole road."""
+def test_every_path_reaches_every_command_whole(tmp_path: Path) -> None:
+    """Project, dataset root and results under names that a shell would run. `bash` itself reads what is planned, with a
+    `beco` that only writes down its arguments; `test_kills.py` walks real roads in such a folder."""
     checkout = Checkout(tmp_path / HOSTILE)
-    root = tmp_path / f"data {HOSTILE}"
-    shapes.draw(root, Shapes.model_validate({"train": 8, "val": 4}))
+    root, results, weights = (f"{kind} {HOSTILE}" for kind in ("data", "results", "weights"))
     config = yaml.safe_load((checkout.folder / "tests" / "tiny.yaml").read_text())
-    config["results"] = f"results {HOSTILE}"
-    config["dataset"] = {"name": "tiny", "format": "voc", "root": str(root), "classes": list(shapes.CLASSES)}
-    config["experiments"] = {"single": {"recipe": "single", "labels": "crf"}}
-    config["compute"] = {}
+    config["results"] = results
+    config["dataset"] = {"name": "tiny", "format": "voc", "root": root, "classes": ["cat", HOSTILE]}
+    config["classifier"]["encoder"] = {"like": "tiny", "weights": weights}
+    config["labels"]["foreign"] = {"refine": "import", "source": {"path": root}}
+    config["labels"]["irn"] = {"refine": "irn"}
+    config["experiments"] = {name: {"recipe": "beco", "labels": name} for name in ("crf", "foreign", "irn")}
     (checkout.folder / "hostile.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
-    done = checkout.run("snakemake", "--cores", "1", "--configfile", "hostile.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    base = checkout.folder / config["results"] / "tiny"
-    assert (base / "report.html").is_file() and (base / "crf" / "single" / "seed0" / "metrics.json").is_file()
-    touched = [path for path in tmp_path.rglob("x") if path.is_file()]
-    assert not touched and not Path("x").exists()
+    planned = checkout.run("snakemake", "-n", "-p", "--cores", "1", "--configfile", "hostile.yaml")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    commands = [line[line.index("beco --log") :] for line in planned.stdout.splitlines() if "beco --log" in line]
+    fake, record = tmp_path / "bin" / "beco", tmp_path / "record"
+    fake.parent.mkdir()
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}", "RECORD": str(record)}
+    for command in commands:
+        subprocess.run(["bash", "-euc", command], cwd=checkout.folder, env=environment, check=True)
+    calls = [text.split("\0")[:-1] for text in record.read_bytes().decode().split("\n\0")[:-1]]
+    assert len(calls) == len(commands) and {call[2] for call in calls} >= {
+        "manifest", "train-classifier", "cams", "gather", "labels", "import-labels", "train-irn", "refine", "train",
+        "predict", "evaluate", "evaluate-labels", "tables", "report",
+    }  # fmt: skip
+    for call in calls:
+        assert call[0] == "--log" and call[1].startswith(f"{results}/tiny/logs/")
+        assert all(HOSTILE in word or json.dumps(HOSTILE)[1:-1] in word for word in call if "touch x" in word)
+        if "--root" in call:
+            assert call[call.index("--root") + 1] == root
+    assert not [path for path in tmp_path.rglob("x") if path.is_file()]
