@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,7 +29,6 @@ CHECKPOINT = "results/tiny/classifier/checkpoint.pt"
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path / "slurm") as cluster:
         yield cluster
-        ask("scancel", "--user", "root")
     assert not cluster.processes()
 
 
@@ -59,6 +60,7 @@ def started(checkout: Checkout, *arguments: str) -> subprocess.Popen[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
 
@@ -75,7 +77,7 @@ def test_the_road_through_slurm_with_a_job_lost(tmp_path: Path, cluster: Cluster
     finally:
         for run in runs:
             if run.poll() is None:
-                run.kill()
+                os.killpg(run.pid, signal.SIGKILL)  # with the jobs that it runs itself
                 run.wait()
     assert_asked_for(jobs)
     assert_went_on(there.folder, lost)
