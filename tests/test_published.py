@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from test_config import changed, refusal
-from test_report import PROTOCOL, write_metrics
+from test_report import PROTOCOL, Page, make_labels, make_manifest, make_run, write_metrics
 from typer.testing import CliRunner
 
 from beco.cli import app
 from beco.config import validate_config
 from beco.errors import UserError
+from beco.evaluation.report import write_report
 from beco.evaluation.table_files import latex, write_tables
 from beco.evaluation.tables import Run, run_table
 from beco.files import write_json
@@ -91,3 +92,14 @@ def test_the_command(tmp_path: Path) -> None:
     assert "| 72.1 | −2.1 |" in (tmp_path / "out" / "recipes.md").read_text()
     wrong = CliRunner().invoke(app, [*arguments, "beco=beco/voc12/val/deeplabv3plus-resnet101"])
     assert isinstance(wrong.exception, UserError) and f"did you mean `{BECO}`?" in str(wrong.exception)
+
+
+def test_the_report_has_the_column_if_a_figure_is_named(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    runs = [make_run(tmp_path, manifest, name, 0, "crf", 1) for name in ("beco", "v2")]
+    sources, page = [make_labels(tmp_path, manifest)], tmp_path / "page.html"
+    for published in (None, {"beco": BECO, "v2": "beco/voc12/val/deeplabv2-resnet101"}):
+        write_report(manifest, "train", "val", None, sources, runs, None, 0, page, None, published)
+        text, html = Page(page).text, page.read_text()
+        assert ("ours − published" in text) == ("72.1" in text) == (published is not None)
+        assert ('title="Rong et al. 2023, Tables 4 and 5, two networks"' in html) == (published is not None)
