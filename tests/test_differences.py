@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import Page, make_labels, make_manifest, make_run, write_metrics
+from results_for_tests import make_labels, make_manifest, make_run
+from test_report import Page
+from test_tables import write_metrics
 
 from beco.evaluation.differences import difference_table, interval
 from beco.evaluation.report import write_report
@@ -27,6 +29,7 @@ def test_interval_by_hand() -> None:
     # n = 2: t(0.975, 1) = 12.706205, s = √2 · 0.5
     assert interval(np.array([0.0, 1.0])) == pytest.approx((0.5 - 12.706205 / 2, 0.5 + 12.706205 / 2), abs=1e-5)
     assert interval(np.array([0.3, 0.3])) == (0.3, 0.3)
+    assert np.isnan(interval(np.array([0.3]))).all()  # one seed says nothing of others
 
 
 def test_later_minus_earlier_over_common_seeds() -> None:
@@ -39,7 +42,8 @@ def test_later_minus_earlier_over_common_seeds() -> None:
         ),
         RUN_NUMBERS,
     )  # fmt: skip
-    assert len(found) == 1  # `cam` has other labels, `once` one seed
+    assert found["seeds"].tolist() == [3, 1, 1]  # `cam` has other labels, `once` one seed and so no interval
+    assert found["miou"][1:].tolist() == pytest.approx([-0.1, -0.11]) and found["miou_low"][1:].isna().all()
     row = found.iloc[0]
     assert (row["experiment"], row["minus"], row["labels"], row["seeds"]) == ("beco", "single", "crf", 3)
     assert row["seed_list"] == "0;1;2" and row["miou_by_seed"] == "0.010000;0.020000;0.030000"
@@ -57,7 +61,8 @@ def test_every_pair_in_the_order_of_the_configuration() -> None:
 
 def test_a_run_without_a_number_is_left_out() -> None:
     frame = table(("a", 0, "crf", 0.5), ("a", 1, "crf", 0.5), ("b", 0, "crf", 0.5), ("b", 1, "crf", float("nan")))
-    assert difference_table(frame, RUN_NUMBERS).empty
+    assert difference_table(frame, RUN_NUMBERS)["seed_list"].tolist() == ["0"]
+    assert difference_table(frame[frame["seed"] == 1], RUN_NUMBERS).empty
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -74,8 +79,13 @@ def test_the_files(tmp_path: Path) -> None:
     assert line + f"\n{DIFFERENCES_NOTE}\n" in (tmp_path / "two" / "differences.md").read_text()
     write_tables(runs[::2], [], None, tmp_path / "one")
     assert (tmp_path / "one" / "differences.csv").read_text().startswith("experiment,minus,labels,seeds,seed_list,miou")
-    assert (tmp_path / "one" / "differences.csv").read_text().count("\n") == 1
-    assert (tmp_path / "one" / "differences.md").read_text().count("\n") == 4  # header, rule, the note
+    assert (
+        "| beco − single | crf | 1 | +2.0 | – | +1.0 | – | +0.0 | – |\n"
+        in (tmp_path / "one" / "differences.md").read_text()
+    )
+    write_tables(runs[:1], [], None, tmp_path / "none")
+    assert (tmp_path / "none" / "differences.csv").read_text().count("\n") == 1
+    assert (tmp_path / "none" / "differences.md").read_text().count("\n") == 4  # header, rule, the note
 
 
 def test_the_report_shows_them_if_there_are_any(tmp_path: Path) -> None:
@@ -84,7 +94,7 @@ def test_the_report_shows_them_if_there_are_any(tmp_path: Path) -> None:
         ("single", 0, 3), ("single", 1, 2), ("beco", 0, 1), ("beco", 1, 2))]  # fmt: skip
     sources = [make_labels(tmp_path, manifest)]
     write_report(manifest, "train", "val", None, sources, runs, None, 0, tmp_path / "two.html")
-    write_report(manifest, "train", "val", None, sources, runs[::2], None, 0, tmp_path / "one.html")
+    write_report(manifest, "train", "val", None, sources, runs[:2], None, 0, tmp_path / "one.html")
     two, one = Page(tmp_path / "two.html").text, Page(tmp_path / "one.html").text
     assert "beco − single" in two and "seeds are those of the second stage alone" in two
     assert "beco − single" not in one and "Seed by seed" not in one

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from results_for_tests import PROTOCOL, make_labels, make_manifest, make_run
 from test_config import changed, refusal
-from test_report import PROTOCOL, Page, make_labels, make_manifest, make_run, write_metrics
+from test_report import Page
+from test_tables import write_metrics
 from typer.testing import CliRunner
 
 from beco.cli import app

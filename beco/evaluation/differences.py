@@ -21,13 +21,13 @@ COLUMNS = ["experiment", "minus", "labels", "seeds", "seed_list"]
 
 
 def difference_table(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """One row per pair of experiments with the same labels and at least 2 common seeds: later minus earlier.
+    """One row per pair of experiments with the same labels and a common seed: later minus earlier.
 
     `runs` is `tables.run_table`, its experiments in the order of the configuration. `seeds` counts the common seeds,
     `seed_list` names them (`0;1;2`). For each of the columns `names`, which are shares: the mean of the differences
-    by seed, `<name>_low` and `<name>_high` of its 95 % interval (`interval`), and `<name>_by_seed` with the
-    differences in the order of `seed_list`. A run that lacks one of the numbers is left out. Without a pair, the
-    header alone.
+    by seed, `<name>_low` and `<name>_high` of its 95 % interval (`interval`; empty for one seed), and
+    `<name>_by_seed` with the differences in the order of `seed_list`. A run that lacks one of the numbers is left out.
+    Without a pair, the header alone.
     """
     numbers = list(names)
     groups = {
@@ -37,7 +37,7 @@ def difference_table(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     rows = []
     for ((labels, earlier), first), ((others, later), second) in combinations(groups.items(), 2):
         common = sorted(set(first.index) & set(second.index))
-        if labels != others or len(common) < 2:
+        if labels != others or not common:
             continue
         found = second.loc[common] - first.loc[common]
         row: dict[str, Any] = {"experiment": later, "minus": earlier, "labels": labels, "seeds": len(common)}
@@ -53,6 +53,8 @@ def difference_table(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of (n,) values, n >= 2: mean ± t(0.975, n - 1) · s / √n."""
+    """Student's 95 % interval of the mean of (n,) values: mean ± t(0.975, n - 1) · s / √n; NaN for n = 1."""
+    if len(values) < 2:
+        return math.nan, math.nan
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)

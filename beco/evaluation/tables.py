@@ -269,6 +269,6 @@ def mean_std(mean: float, std: float) -> str:
 
 
 def spread(row: Mapping[Any, Any], name: str) -> str:
-    """A number of `difference_table` in percentage points: `+1.2 (−0.3 to +2.7)`, the interval in brackets."""
+    """A number of `difference_table` in percentage points: `+1.2 (−0.3 to +2.7)`, the interval in brackets if any."""
     mean, low, high = (percent(row[key], signed=True) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{mean} ({low} to {high})"
+    return mean if pd.isna(row[f"{name}_low"]) else f"{mean} ({low} to {high})"
