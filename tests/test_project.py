@@ -303,8 +303,8 @@ def test_from_pictures_to_masks_without_any_mask(drawn: Path, tmp_path: Path) ->
     base = walked(tmp_path / "checkout", drawn, experiment="beco")
     run = base / "crf" / "beco" / "seed0"
     wanted = sorted(NAMES[n % 3].format(n).rsplit(".")[0].replace("/", "__") + ".png" for n in range(24))
-    assert sorted(path.name for path in (run / "predictions").iterdir()) == wanted
-    assert all(read_index_png(path).shape == (48, 48) for path in (run / "predictions").iterdir())
+    assert sorted(path.name for path in (run / "predictions").glob("*.png")) == wanted
+    assert all(read_index_png(path).shape == (48, 48) for path in (run / "predictions").glob("*.png"))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["miou"] is None and "no masks" in metrics["reason"]
     assert "nothing is measured" in (base / "logs" / "evaluate.crf.beco.seed0.log").read_text()
@@ -318,7 +318,7 @@ def test_masks_of_some_pictures_are_scored(drawn: Path, tmp_path: Path) -> None:
     masks = ["--masks", str(drawn / "masks")]
     base = walked(tmp_path / "checkout", drawn, *masks, experiment="single", targets=("scores",))
     run = base / "crf" / "single" / "seed0"
-    assert len(list((run / "predictions").iterdir())) == 24
+    assert len(list((run / "predictions").glob("*.png"))) == 24
     val = manifests.read(base / "manifest.csv", drawn / "my pictures").split("val")
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 < metrics["pictures"] == len(val.with_masks()) < len(val)
