@@ -193,7 +193,7 @@ CASES = [
     Case("YAML with NaN", yaml("{format: shapes, shapes: {size: .nan}}"), ("s.yaml", "shapes.size", "nan"), "settings"),
     Case("YAML with a huge number", yaml("{format: shapes, shapes: {size: 1.0e+400}}"), ("s.yaml", "shapes.size"),
          "settings"),
-    Case("YAML with a list for a word", yaml("{format: [voc]}"), ("s.yaml", "format", "'shapes' or 'voc'"), "settings"),
+    Case("YAML with a list for a word", yaml("{format: [voc]}"), ("s.yaml", "format", "'shapes', 'voc'"), "settings"),
     Case("YAML with a number for a key", yaml("{1: 2}"), ("s.yaml", "1"), "settings"),
     Case("YAML that makes objects", yaml("!!python/object/apply:os.system [touch trap]"),
          ("s.yaml", "not valid YAML", "python/object"), "settings"),

@@ -34,7 +34,10 @@ class Outcome:
 
     @property
     def lines(self) -> list[str]:
-        return [line for line in self.error.splitlines() if line.startswith("beco: ")]
+        """The lines that `beco` stops with; several problems under one heading count as one."""
+        said = self.error.splitlines()
+        starts = [index for index, line in enumerate(said) if line.startswith("beco: ")]
+        return [" ".join(said[at:]) if said[at].endswith(":") else said[at] for at in starts]
 
 
 def run(arguments: list[str]) -> tuple[int, str]:

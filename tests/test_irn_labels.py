@@ -128,7 +128,7 @@ def test_the_label_by_hand(tmp_path: Path, folder: Path) -> None:
     labels.make(one, tmp_path / "scores.h5", Labels(refine="irn", background=0.25), "1-of-1", tmp_path / "labels.h5")
     made = Store(tmp_path / "labels.h5")
     assert (made.get("label", image_id) == 2).all()
-    assert (made.get("confidence", image_id) == 0.25).all()  # 1 − 0.75
+    assert (made.get("confidence", image_id) == 64).all()  # 1 − 0.75, in 255ths
 
 
 def test_files_that_are_for_something_else(walked: Path, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_estimates_by_hand(own: Path, tmp_path: Path) -> None:
     backbone = timm.create_model("resnet10t", features_only=True, channels=[32, 64, 128, 256])
     parameters = sum(p.numel() for p in backbone.parameters())
     shown = int(pictures.split("train").labels().sum())
-    pixels = 48 * 48 * (19 * 2 * 3 + 24 * 1) + 48 * 48 * shown * 2 // 16  # two recipes of labels, one run
+    pixels = 48 * 48 * (19 * 2 * 2 + 24 * 1) + 48 * 48 * shown * 2 // 16  # two recipes of labels, one run
     assert check.disk(config, pictures) == 3 * 16 * parameters + pixels  # the classifier, and two networks of `beco`
 
 

@@ -25,7 +25,9 @@ STAGES = {
     "beco.datasets.formats",
     "beco.evaluation.archive",
     "beco.evaluation.evaluate",
+    "beco.evaluation.quality",
     "beco.evaluation.report",
+    "beco.evaluation.sweep",
     "beco.evaluation.table_files",
     "beco.stage1.cam",
     "beco.stage1.classifier",
@@ -124,7 +126,7 @@ def test_a_docstring_that_comes_or_goes_does_not_count(changed_by: Edit) -> None
 def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) -> None:
     irn = {"beco.stage1.irn_train", "beco.stage1.irn_walk"}
     training = {"beco.stage1.classifier", "beco.stage1.cam", "beco.stage2.train", "beco.stage2.predict", *irn}
-    labels = {"beco.stage1.labels", "beco.stage1.imports"}
+    labels = {"beco.stage1.labels", "beco.stage1.imports", "beco.evaluation.sweep"}  # the sweep makes labels, too
     assert changed_by("stage1/labels.py", replacing("order=1", "order=0")) == labels
     assert changed_by("crf.py", replacing("1 - settings.gt_prob", "2 - settings.gt_prob")) == {
         *labels,
