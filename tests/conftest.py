@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # how long an example takes says more of the machine than of the code
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; a pool of threads each would only fight
 
