@@ -13,18 +13,15 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from beco.checkpoint import Checkpoint, State
@@ -33,6 +30,9 @@ from beco.errors import Stopped, UserError
 from beco.files import whole
 from beco.sampling import Draws, StepSampler, mixed_seed, part_slots
 from beco.stopping import StopRequest, leave_signals_to_trainer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 log = logging.getLogger("beco")
 
@@ -158,7 +158,7 @@ def fit(
     progress = _Progress(fabric, state, sampler.per_epoch, steps, folder, name)
     started = saved = time.monotonic()
     module.train()
-    with StopRequest(fabric) as stop:
+    with closing(progress), StopRequest(fabric) as stop:
         for batch in batches_on_device(dataset, sampler, fabric.device, compute.workers, state):
             lr = poly_lr(state.step, steps, optimiser)
             for group in optim.param_groups:
@@ -183,7 +183,6 @@ def fit(
                 checkpoint.save(bare, bare_optim, precision, state)
             if stop.agreed:
                 break
-    progress.close()
     fabric.barrier()  # the others leave when the checkpoint is written
     if stop.agreed and state.is_writer:
         raise Stopped(f"{name}: stopped by {stop.name} at step {state.step} of {steps}; the same command goes on")
@@ -192,6 +191,10 @@ def fit(
 
 def launch(compute: Compute, schedule: Schedule) -> Fabric:
     """Fabric on the chosen device; starts the other processes, unless torchrun or Slurm has started them."""
+    # Here, since it takes seconds: what predicts or infers wants a device alone of this module.
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("high")
     device = choose_device(compute.device)
@@ -325,6 +328,8 @@ class _Progress:
     """Sums of the scalars over an epoch, and where they are shown: history.csv, TensorBoard, the log, a bar."""
 
     def __init__(self, fabric: Fabric, state: State, per_epoch: int, steps: int, folder: Path, name: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         self.fabric, self.state, self.per_epoch, self.steps = fabric, state, per_epoch, steps
         self.folder, self.name = folder, name
         self.sums = {key: torch.tensor(value, device=fabric.device) for key, value in state.sums.items()}
@@ -374,5 +379,8 @@ class _Progress:
     def close(self) -> None:
         """Close the bar and TensorBoard's file."""
         self.bar.close()
-        if self.writer:
-            self.writer.close()
+        try:
+            if self.writer:
+                self.writer.close()
+        except OSError as error:  # a full disk; nothing but these curves depends on it
+            log.warning("%s: %s; its curves end early", self.folder / "tensorboard", error.strerror)

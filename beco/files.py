@@ -194,14 +194,15 @@ def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file, or raise a `UserError` naming it."""
+def read_json(path: Path | str, mend: str = "") -> Any:
+    """Read a JSON file, or raise a `UserError` naming it and its mend: to run the stage again, unless told another."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run the stage that makes it first") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); remove it and run its stage again") from error
+        raise UserError(f"{path}: no such file; {mend or 'run the stage that makes it first'}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        mend = mend or "remove it and run its stage again"
+        raise UserError(f"{path}: not readable as JSON ({error}); {mend}") from error
 
 
 def file_hash(path: Path | str) -> str:

@@ -20,7 +20,8 @@ def in_order(
     """`work` of every item, in order, under a progress bar called `name`.
 
     Threads suffice for pictures: decoding, resizing and filtering release the GIL. They run at most `ahead` items
-    (four a thread, if not given) ahead of the reader, which bounds the memory. The first error ends it.
+    (four a thread, if not given) ahead of the reader, which bounds the memory. The first error ends it, and nothing is
+    at work any more when it is raised.
     """
     threads = max(threads, 1)
     ahead = 4 * threads if ahead is None else ahead
@@ -37,4 +38,4 @@ def in_order(
                 yield waiting.popleft().result()
                 bar.update()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)

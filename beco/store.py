@@ -8,6 +8,7 @@ K×h×w) with the attribute `classes` on each dataset. Each dataset is one compr
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,11 +24,44 @@ from beco.files import whole
 FORMAT_VERSION = 1
 
 
+class _Disk(io.FileIO):
+    """A file that HDF5 never sees fail: `failure` keeps the first error, and what comes after it is dropped.
+
+    HDF5 does not survive a refused write (seen with 2.0; h5py's issue 914 has it since 1.8): closing the file fails,
+    its datasets stay among the open ones, and the process crashes when another store is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.failure: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.failure is None:
+                rest = rest[super().write(rest) or 0 :]
+        except BaseException as error:  # Ctrl-C, too
+            self.failure = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except BaseException as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what has failed so far."""
+        if self.failure:
+            raise self.failure
+
+
 class Writer:
     """Writes one store; obtained from `create`."""
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, file: h5py.File, disk: _Disk) -> None:
+        self._file, self._disk = file, disk
 
     def put(self, layer: str, image_id: str, array: np.ndarray, **attributes: Any) -> None:
         """Store `array` (any shape and dtype) as `layer` of `image_id`, with attributes."""
@@ -42,6 +76,7 @@ class Writer:
         )
         for key, value in attributes.items():
             dataset.attrs[key] = value
+        self._disk.check()
 
     def copy(self, source: Store) -> None:
         """Copy every layer of another store, compressed as it is."""
@@ -54,16 +89,22 @@ class Writer:
                     source.file.copy(source.file[layer][image_id], target, name=image_id)
                 except (KeyError, OSError, RuntimeError, ValueError) as error:
                     raise source.damaged(f"{layer} of {image_id}") from error
+                self._disk.check()
 
 
 @contextmanager
 def create(path: Path | str, **attributes: Any) -> Iterator[Writer]:
     """Create a store at `path`, atomically; `attributes` are kept as JSON at its root."""
-    with whole(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
-        file.attrs["format_version"] = FORMAT_VERSION
-        for key, value in attributes.items():
-            file.attrs[key] = json.dumps(value)
-        yield Writer(file)
+    with whole(path) as temporary, _Disk(temporary) as disk:
+        with h5py.File(disk, "w", libver="latest") as file:
+            file.attrs["format_version"] = FORMAT_VERSION
+            for key, value in attributes.items():
+                # of fixed length: text of any length lies in a heap without checksum, and HDF5 never comes back from
+                # reading one with a damaged byte
+                text = json.dumps(value)
+                file.attrs.create(key, text, dtype=h5py.string_dtype("ascii", len(text)))
+            yield Writer(file, disk)
+        disk.check()
 
 
 class Store:

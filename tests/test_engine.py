@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,7 @@ def diverge(folder: Path, step: int, factor: float = math.nan) -> str:
     schedule, optimiser = Schedule(steps=STEPS, batch_size=BATCH), OPTIMISERS["sgd"]
     with pytest.raises(UserError) as caught:
         fit(Poisoned(step, factor), Squares(), schedule, optimiser, 1, folder, {}, Compute("cpu"), "tiny")
+    assert "_AsyncWriterThread" not in [type(thread).__name__ for thread in threading.enumerate()]  # TensorBoard's
     return str(caught.value)
 
 

@@ -112,6 +112,43 @@ def test_a_store_on_a_full_disk_is_one_line_to_the_user(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["part.h5"]
 
 
+FILLING = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from beco.errors import UserError
+from beco.store import Store, create
+
+def write():
+    with create(path, settings=list(range(99))) as writer:
+        for number in range(20):
+            writer.put("label", str(number), np.random.default_rng(number).integers(0, 256, (20, 20), dtype=np.uint8))
+
+path, refused = Path(sys.argv[1]), 0
+write()
+for share in range(20):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size * share // 20, -1))
+    try:
+        write()
+    except UserError as error:
+        refused += "is full" in str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    write()
+    with Store(path) as store:
+        assert store.get("label", "7").shape == (20, 20)
+print(refused)
+"""
+
+
+def test_a_process_lives_on_after_stores_that_found_no_room(tmp_path: Path) -> None:
+    """In a process of its own: HDF5 itself crashes at the next store, wherever the disk was full."""
+    done = subprocess.run(
+        [sys.executable, "-c", FILLING, str(tmp_path / "s.h5")], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "20\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
+
+
 def test_a_training_on_a_full_disk_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     undisturbed, _ = train(tmp_path / "whole")
     size = (tmp_path / "whole" / "checkpoint.pt").stat().st_size
