@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from beco.benchmark import bare, pictures, presets, report, stages, stores, training
+from beco.benchmark import bare, pictures, presets, process, report, stages, stores, training
 from beco.benchmark.clock import Times, by_turns
 from beco.cli import app
 from beco.config import Network, Training, validate_config
 from beco.engine import Compute
 from beco.errors import UserError
 from beco.files import read_json
+from beco.plan import rates as plan_rates
+from beco.plan.rates import Rates
 from beco.pseudolabels import UNCERTAIN
 from beco.sampling import Draws
 from beco.stage2.networks import Segmenter
@@ -135,7 +137,7 @@ def test_flops_of_one_convolution_by_hand() -> None:
 
 def test_flops_are_counted_without_content_and_grow_with_the_pixels() -> None:
     network = tiny().network
-    small, large = (bare.forward_flops(lambda: Segmenter(network, 6), size) for size in (64, 128))
+    small, large = (bare.forward_flops(lambda: Segmenter(network, 6), size, size) for size in (64, 128))
     assert small > 1e6 and 3.9 < large / small < 4.1
     real = Segmenter(network, 6).eval()
     assert small == bare.count(lambda: real(torch.rand(1, 3, 64, 64)))
@@ -218,6 +220,9 @@ def test_slow_steps_have_their_waiting_inferred(tmp_path: Path) -> None:
 def test_stages_and_stores_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "_gains", lambda makers, seconds: dict.fromkeys(makers, 1.5))  # spawning takes long
     found = stages.measure(tmp_path, 48, 0.01)
+    known = Rates("CPU", False, "measured")
+    plan_rates._stages(known, found)  # all that a plan wants is there
+    assert set(known.start) == set(process.IMPORTS) and all(seconds > 0 for seconds in known.scaled.values())
     positive(found)
     rates = {"cam", "crf_pydensecrf_3", "crf_pydensecrf_21", "labels_from_cam", "store_write", "store_read", "evaluate"}
     assert rates < found["pictures_per_core_s"].keys()

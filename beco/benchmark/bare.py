@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from beco.benchmark.clock import fastest
 from beco.datasets.manifest import IGNORE
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # a second to import, and the plan and the check need none
 
 CONVOLUTION = (16, 256, 64)  # pictures, channels in and out, side of the map: 3×3, stride 1
 
@@ -49,14 +51,13 @@ def evaluated(networks: nn.ModuleList, images: Tensor) -> list[Tensor]:
     return logits
 
 
-def forward_flops(build: Callable[[], nn.Module], size: int) -> int:
-    """FLOPs (a multiplication and an addition are two) of one picture of `size`² pixels through a network.
+def forward_flops(build: Callable[[], nn.Module], height: int, width: int) -> int:
+    """FLOPs (a multiplication and an addition are two) of one picture of `height` × `width` through a network.
 
-    Counted on tensors without content, so it costs neither time nor memory.
+    Counted on tensors without content; the network is emptied of its own, since not every encoder can be built so.
     """
-    with torch.device("meta"):
-        network = build().eval()
-        images = torch.empty(1, 3, size, size)
+    network = build().to("meta").eval()
+    images = torch.empty(1, 3, height, width, device="meta")
     return count(lambda: network(images))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 from torch.utils.data import Dataset
 
 from beco import store
@@ -53,6 +55,19 @@ def drawn(folder: Path, count: int, size: int) -> Manifest:
     """The training split of an embedded data set of `count` pictures of `size`² pixels, drawn into `folder`."""
     shapes.draw(folder / "set", Shapes(train=count, val=1, size=min(max(size, 48), 512)))
     return voc.build(folder / "set", "train", "val", shapes.CLASSES, folder / "manifest.csv").split("train")
+
+
+def on_disk(folder: Path, images: list[np.ndarray], classes: int) -> Manifest:
+    """Pictures (H, W, 3) uint8, written as JPEGs into a new `folder`, each with one of `classes` classes, no mask."""
+    folder.mkdir()
+    rows = []
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.jpg", quality=90)
+        rows.append((str(number), "train", f"{number}.jpg", "", *image.shape[:2]))
+    table = pd.DataFrame(rows, columns=["image_id", "split", "image", "mask", "height", "width"]).set_index("image_id")
+    names = [f"class {number + 1}" for number in range(classes)]
+    labels = pd.DataFrame(np.eye(1, classes, dtype=int).repeat(len(rows), 0), table.index, names)
+    return Manifest(folder, pd.concat([table, labels], axis=1), names)
 
 
 def labels_of(manifest: Manifest, path: Path, classes: int) -> PseudoLabels:

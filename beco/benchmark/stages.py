@@ -13,20 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.benchmark import timer
 
 from beco import crf, store
+from beco.augment import LabelledPictures
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
-from beco.config import Cam, Crf, Encoder, Labels
+from beco.benchmark.process import IMPORTS, start_up
+from beco.config import Cam, Crf, Crop, Encoder, Irn, Labels
+from beco.datasets.shapes_drawing import draw_picture
 from beco.evaluation.borders import near_border
 from beco.evaluation.metrics import count
 from beco.pseudolabels import PseudoLabels, reliable_pixels
 from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage
 from beco.stage1.classifier import CamNetwork
+from beco.stage1.irn_walk import walk
 
 CLASSES = 20
+PLANES = 2  # class maps of a picture
 Task = Callable[[], object]
 
 
@@ -46,11 +52,16 @@ def measure(folder: Path, size: int, seconds: float) -> dict[str, Any]:
         "store_write": _writing(folder / "written.h5", size),
         "store_read": _reading(path),
         "evaluate": _evaluating(size),
+        **_reading_pictures(folder, size),
+        "draw": _drawing(size),
+        "merge": merging(CLASSES + 1, size, size),
+        "walk": walking(PLANES, size, size, Irn()),
     }
     rates = {name: _rate(task, seconds, time.process_time) for name, task in tasks.items()}
     return {
         "size": size,
         "pictures_per_core_s": rates,
+        "start_s": {group: start_up(group)[0] for group in IMPORTS},
         "gain_of_second_process": _gains(
             {"crf": partial(_crf, "torch", 3, size), "store_read": partial(_reading, path)}, seconds
         ),
@@ -162,3 +173,37 @@ def _evaluating(size: int) -> Task:
     rng = np.random.default_rng(0)
     truth, prediction = (pictures.pseudo_label(rng, CLASSES, size, size)[0] for _ in range(2))
     return lambda: (count(prediction, truth, CLASSES + 1), near_border(prediction, truth, CLASSES + 1))
+
+
+def _reading_pictures(folder: Path, size: int) -> dict[str, Task]:
+    """A JPEG of size² as inference reads it, and as training does with its labels: decoded, and weakly augmented."""
+    manifest = pictures.on_disk(folder / "pictures", [pictures.picture(np.random.default_rng(0), size, size)], CLASSES)
+    labels = pictures.labels_of(manifest, folder / "of_pictures.h5", CLASSES)
+    dataset = LabelledPictures(manifest, labels, 0.5, Crop(size=max(size // 2, 32)))
+    dataset._kept = None
+    return {"read": lambda: manifest.image(manifest.ids[0]), "load": lambda: dataset[0, 0]}
+
+
+def _drawing(size: int) -> Task:
+    turn = iter(range(10**9))
+    return lambda: draw_picture(np.random.default_rng(next(turn)), min(size, 512))
+
+
+def merging(channels: int, height: int, width: int, device: str | torch.device = "cpu") -> Task:
+    """Scores of a picture: added up, brought to another size, and decided on, as prediction does for each network."""
+    scores = torch.rand(1, channels, height, width, device=device)
+
+    @torch.inference_mode()
+    def merge() -> object:
+        total = torch.zeros((), device=device) + scores
+        return F.interpolate(total, (height + 1, width + 1), mode="bilinear", align_corners=False).argmax(1)
+
+    return merge
+
+
+def walking(planes: int, height: int, width: int, settings: Irn, device: str | torch.device = "cpu") -> Task:
+    """IRN's random walk over the class maps of a picture, the transition matrix included."""
+    rng, rows, columns = np.random.default_rng(0), -(-height // 4), -(-width // 4)
+    maps = torch.from_numpy(pictures.smooth(rng, planes, rows, columns, 6))[None].to(device)
+    edges = torch.from_numpy(pictures.smooth(rng, 1, rows, columns, 6)).to(device)
+    return lambda: walk(maps, edges, settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +19,7 @@ from beco.augment import unit_range
 from beco.benchmark import bare
 from beco.benchmark.clock import Task, Times, by_turns
 from beco.benchmark.presets import Setting
+from beco.benchmark.process import peak
 from beco.checkpoint import State
 from beco.datasets.manifest import IGNORE
 from beco.engine import Compute
@@ -279,7 +278,8 @@ def _rates(bench: Bench, rounds: int, bare_s: float) -> dict[str, Any]:
     """FLOPs of the bare passes, the rate they reach, and that of a plain convolution."""
     bench.drop()
     setting = bench.setting
-    forward = bare.forward_flops(lambda: Segmenter(setting.network, setting.classes), setting.training.crop.size)
+    side = setting.training.crop.size
+    forward = bare.forward_flops(lambda: Segmenter(setting.network, setting.classes), side, side)
     passes = 3 + bench.online  # backward counts as two
     total = forward * passes * len(bench.task.networks) * setting.training.schedule.batch_size
     rate = bare.convolution_rate(bench.fabric, max(rounds, 3))
@@ -295,8 +295,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that tensors took on a GPU, or that this process took so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+    return peak()
 
 
 def waiting(bench: Bench, dataset: Dataset[Any], workers: int, step_s: float) -> dict[str, Any]:
