@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from beco.schema.base import nearest
+
 FILE = Path(__file__).with_suffix(".csv")
 
 
@@ -51,3 +53,8 @@ def figures() -> Mapping[str, Figure]:
         for row in rows
     }
     return MappingProxyType(found)
+
+
+def unknown(where: str, key: str) -> str:
+    """What is wrong with a `key` given at `where`: one line, or nothing if there is such a figure."""
+    return "" if key in figures() else f"{where}: no `{key}` in beco/published.csv{nearest(key, figures())}"

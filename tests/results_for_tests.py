@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from beco.config import Comparison
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.evaluation.evaluate import evaluate_predictions
@@ -19,6 +20,10 @@ from beco.store import create
 SIZE = 24
 CLASSES = ["cat & dog", "b|rd$x$"]
 ODD = "<b>odd&1"
+COMPARED = {
+    "<parts>": Comparison(title="Parts & whole", experiments=["single", "beco"], published=["irn/voc12/val"]),
+    "by labels": Comparison(experiments=["full", "single"], vary=["labels.refine"]),
+}
 PROTOCOL = {"scales": [1.0, 0.5], "flip": True, "resize": None, "networks": "all"}
 
 
@@ -71,7 +76,7 @@ def make_run(root: Path, manifest: Manifest, experiment: str, seed: int, labels:
 def make_labels(root: Path, manifest: Manifest) -> LabelSource:
     """Labels that miss the first column of each object and have no opinion in one row."""
     folder = root / "labels"
-    with create(folder / "labels.h5", settings={"refine": "crf"}, classes=CLASSES) as writer:
+    with create(folder / "labels.h5", labels={"refine": "crf"}, classes=CLASSES) as writer:
         for index, image_id in enumerate(manifest.split("train").ids):
             label = np.where(truth_of(index) == 255, 0, truth_of(index)).astype(np.uint8)
             label[:, 4] = 0

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from results_for_tests import (
     CLASSES,
+    COMPARED,
     ODD,
     make_cams,
     make_classifier,
@@ -22,7 +23,7 @@ from results_for_tests import (
 )
 
 from beco.datasets.manifest import Manifest
-from beco.evaluation.gallery import change_rows, error_index, picture_scores, worst_first
+from beco.evaluation.gallery import changes, extremes, picture_scores, results_gallery, worst_first
 from beco.evaluation.report import summary, write_report
 from beco.evaluation.tables import LabelSource, Run
 from beco.files import read_json
@@ -100,6 +101,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     write_report(
         manifest, "train", "val", make_cams(root, manifest), [make_labels(root, manifest)], runs,
         make_classifier(root), 8, output, title="Tiny <set>",
+        compared=COMPARED,
     )  # fmt: skip
     return root, Page(output)
 
@@ -127,7 +129,8 @@ def test_report_needs_no_network(built: tuple[Path, Page]) -> None:
     assert not re.search(r"https?:", page.source)
     assert page.source.count("<link") == 1  # the empty icon
     assert 'src="//' not in page.source and "@import" not in page.source and "url(http" not in page.source
-    assert sum(address.startswith("data:image/") for address in page.addresses) >= 2 * (2 + 3 * 2) + 2 * 5
+    pictures = sum(address.startswith("data:image/") for address in page.addresses)
+    assert pictures == 2 * (2 + 3) + 2 * (2 + 1 + 2)  # picture, truth, predictions; picture, truth, CAM, labels twice
 
 
 def test_every_link_of_the_report_leads_somewhere(built: tuple[Path, Page]) -> None:
@@ -151,6 +154,13 @@ def test_report_is_made_the_same_again(built: tuple[Path, Page], tmp_path: Path)
     assert len((root / "a.html").read_bytes()) < len(page.source.encode())
 
 
+def test_comparisons_are_tables_with_figures(built: tuple[Path, Page]) -> None:
+    _, page = built
+    assert "Parts & whole" in page.text and "IRN, ResNet-50" in page.text and "63.5" in page.text
+    assert "comparison--3c-parts-3e-" in page.ids
+    assert page.source.count('aria-label="IoU near the true borders') == 3  # of all, and of each comparison
+
+
 def test_report_with_nothing_in_it(tmp_path: Path) -> None:
     write_report(make_manifest(tmp_path), "train", "val", None, [], [], None, 0, tmp_path / "report.html")
     assert "No result to report" in Page(tmp_path / "report.html").text
@@ -167,23 +177,21 @@ def test_worst_pictures_come_first(built: tuple[Path, Page]) -> None:
 
 
 def test_gains_and_losses_of_one_recipe_over_another(built: tuple[Path, Page], tmp_path: Path) -> None:
-    root, page = built
-    val = make_manifest(root).split("val")
+    _, page = built
+    val = make_manifest(tmp_path).split("val")
     near, far = (make_run(tmp_path, val, name, 0, "crf", shift) for name, shift in (("near", 1), ("far", 3)))
-    gains, losses = change_rows(val, near, far, 5)
-    change = picture_scores(near.folder) - picture_scores(far.folder)
-    expected = change.sort_values(ascending=False)
-    assert [row.image_id for row in gains] == list(expected.index) and not losses
-    assert [row.note for row in gains] == [f"+{100 * value:.1f} points" for value in expected]
-    assert [len(row.columns) for row in gains] == [3, 3]  # the picture and the two recipes
-    again = change_rows(val, far, near, 1)
-    assert not again[0] and [row.image_id for row in again[1]] == [expected.index[0]]
-    assert "Largest gains of beco over single" in page.text and "Largest losses" not in page.text
-
-
-def test_kinds_of_error() -> None:
-    prediction, truth = np.array([[0, 0, 1, 2, 255, 1]], np.uint8), np.array([[0, 1, 0, 1, 1, 255]], np.uint8)
-    assert error_index(prediction, truth).tolist() == [[0, 1, 2, 3, 1, 4]]
+    change = changes(val.ids, near, far)
+    assert change.to_dict() == (picture_scores(near.folder) - picture_scores(far.folder)).to_dict()
+    assert (change > 0).all() and change.is_monotonic_increasing
+    assert extremes(change, 1) == extremes(-change[::-1], 1) == {change.index[-1]}
+    found = results_gallery(val, [far, near], 0, "near", (near, far))
+    assert found is None  # no picture of none
+    found = results_gallery(val, [far, near], 4, "near", (near, far))
+    assert found is not None and found.right == "prediction near" and "change+" not in found.orders
+    for stage in found.stages:
+        assert stage.scores["change"] == pytest.approx(stage.scores["s1"] - stage.scores["s0"])
+        assert stage.note.endswith(f"near − far +{100 * change[stage.image_id]:.1f}")
+    assert "largest gains of beco over single" in page.text and "largest losses" not in page.text
 
 
 def test_the_room_starts_without_torch_or_matplotlib() -> None:

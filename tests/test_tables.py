@@ -21,7 +21,7 @@ from results_for_tests import (
 from beco.config import InferenceCrf, Prediction
 from beco.errors import UserError
 from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.gallery import unsqueezed
+from beco.evaluation.layers import unsqueezed
 from beco.evaluation.report import write_report
 from beco.evaluation.table_files import write_tables
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table

@@ -55,9 +55,14 @@ def border_distance(truth: np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_cdt(~border, metric="chessboard").astype(np.int32)
 
 
-def near_border(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> NearBorder:
-    """Count one picture: (H, W) uint8 label values, as `metrics.count` takes and has checked them."""
-    distance = border_distance(truth)
+def near_border(
+    prediction: np.ndarray, truth: np.ndarray, num_classes: int, distance: np.ndarray | None = None
+) -> NearBorder:
+    """Count one picture: (H, W) uint8 label values, as `metrics.count` takes and has checked them.
+
+    `distance` is `border_distance` of the truth, if it is at hand.
+    """
+    distance = border_distance(truth) if distance is None else distance
     valid = (truth != VOID) & (distance < TRIMAP)
     depth, true = distance[valid].astype(np.int64), truth[valid]
     found = np.where(prediction[valid] == VOID, 0, prediction[valid])

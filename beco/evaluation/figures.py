@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#A6761D"]
+MOST_LINES = 8
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (1, 1)), (0, (4, 1, 1, 1))]
 # Placeholders that become the page's own text and line colours.
 INK, RULE, PAPER = "#010203", "#040506", "#070809"
 STYLE: dict[str, Any] = {
@@ -87,7 +89,7 @@ def _inline(text: str, label: str) -> str:
 
 
 def training_curves(runs: list[Run]) -> str | None:
-    """Loss by epoch: one colour per experiment, a thin line per seed."""
+    """Loss by epoch: a colour and dashes for each experiment, a thin line for each further seed."""
     return _curves(runs, lambda frame: ["loss"] if "loss" in frame else [], "training loss", "Training loss by epoch")
 
 
@@ -103,6 +105,7 @@ def share_curves(runs: list[Run]) -> str | None:
 
 def _curves(runs: list[Run], choose: Any, ylabel: str, label: str) -> str | None:
     colours = colour_of(run.experiment for run in runs)
+    dashes = {name: DASHES[index % len(DASHES)] for index, name in enumerate(colours)}
     histories = [(run, read_csv(run.folder / "history.csv")) for run in runs if (run.folder / "history.csv").is_file()]
     panels = list(dict.fromkeys(name for _, frame in histories for name in choose(frame)))[:3]
     if not panels:
@@ -118,8 +121,8 @@ def _curves(runs: list[Run], choose: Any, ylabel: str, label: str) -> str | None
                     named.add(run.experiment)
                     axis.plot(
                         line.index, line, color=colours[run.experiment], linewidth=1.4 if first else 0.7,
-                        alpha=1 if first else 0.7, marker="o" if len(line) == 1 else None,
-                        label=run.experiment if first else None,
+                        linestyle=dashes[run.experiment], alpha=1 if first else 0.7,
+                        marker="o" if len(line) == 1 else None, label=run.experiment if first else None,
                     )  # fmt: skip
             axis.set(xlabel="epoch", ylabel=ylabel or name.replace("_", " "), ylim=(0, None))
             axis.margins(x=0.01)
@@ -230,14 +233,16 @@ def border_errors(
     colours, label_colours = colour_of(results), dict(zip(labels, reversed(COLOURS), strict=False))
 
     def draw(figure: Figure, axis: Axes) -> None:
-        for name, rows in results.items():
+        for index, (name, rows) in enumerate(results.items()):
             axis.plot(
-                range(len(rows)), _shares(rows, "error"), color=colours[name], marker="o", markersize=4, label=name
-            )
-        for name, rows in labels.items():
+                range(len(rows)), _shares(rows, "error"), color=colours[name], marker=MARKERS[index % len(MARKERS)],
+                markersize=4, label=name,
+            )  # fmt: skip
+        for index, (name, rows) in enumerate(labels.items()):
             axis.plot(
-                range(len(rows)), _shares(rows, "error"), color=label_colours.get(name, COLOURS[-1]), marker="s",
-                markersize=5, markerfacecolor=PAPER, linestyle=(0, (5, 3)), label=f"labels {name}",
+                range(len(rows)), _shares(rows, "error"), color=label_colours.get(name, COLOURS[-1]),
+                marker=MARKERS[index % len(MARKERS)], markersize=5, markerfacecolor=PAPER, linestyle=(0, (5, 3)),
+                label=f"labels {name}",
             )  # fmt: skip
         axis.set_xticks(range(len(names)), names)
         axis.set(xlabel="distance to the true border (pixels)", ylabel="wrong pixels (%)", ylim=(0, None))
@@ -250,7 +255,7 @@ def _distances(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{row['from']}–{row['to']}" if row["to"] is not None else f"{row['from']}+" for row in rows]
 
 
-def trimap_curves(results: Mapping[str, list[list[float | None]]]) -> str | None:
+def trimap_curves(results: Mapping[str, list[list[float | None]]], of: str = "") -> str | None:
     """mIoU of the pixels within k pixels of a true border, mean over the seeds; `results` are `trimap_iou` by seed."""
     known = {name: np.array(rows, dtype=float) for name, rows in results.items() if rows}
     if not known:
@@ -267,7 +272,7 @@ def trimap_curves(results: Mapping[str, list[list[float | None]]]) -> str | None
         _whole_numbers(axis)
         _legend(figure, axis)
 
-    return _svg(draw, 5.4, 4.6, "IoU near the true borders")
+    return _svg(draw, 5.4, 4.6, f"IoU near the true borders{of}")
 
 
 def calibration(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
@@ -343,6 +348,27 @@ def sweep_curves(swept: pd.DataFrame) -> str | None:
         _legend(figure, axis)
 
     return _svg(draw, 5.4, 4.6, "Quality of the pseudo-labels by background score")
+
+
+def setting_curve(rows: pd.DataFrame, name: str, of: str = "") -> str | None:
+    """mIoU and boundary IoU of experiments (`rows` of a comparison) against the setting in column `name`."""
+    shown = rows.assign(value=rows[name].astype(float)).dropna(subset=["value", "miou"])
+    shown = shown.sort_values("value", kind="stable")
+    if shown["value"].nunique() < 2:
+        return None
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for index, (key, label) in enumerate({"miou": "mIoU", "boundary_iou": "boundary IoU"}.items()):
+            spread = 100 * shown["miou_std"].fillna(0) if key == "miou" else None
+            axis.errorbar(
+                shown["value"], 100 * shown[key], spread, color=COLOURS[index], marker=MARKERS[index], markersize=5,
+                linestyle=["-", "--"][index], capsize=3, label=label,
+            )  # fmt: skip
+        axis.set(xlabel=name, ylabel="evaluation split (%)")
+        axis.set_xticks(sorted(set(shown["value"])))
+        _legend(figure, axis)
+
+    return _svg(draw, 5.4, 3.6, f"Results by {name}{of}")
 
 
 def _shares(rows: list[dict[str, Any]], key: str) -> list[float]:

@@ -1,143 +1,180 @@
-"""Small pictures for the report: overlays, heat maps and error maps, embedded as data URIs.
-
-The long side is at most 256 pixels. Smaller pictures keep their pixels and are shown magnified by a whole
-factor, so that a reader sees what the network saw.
-"""
+"""The report's galleries: which pictures they show, in which order, and the layers that lie over each picture."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from beco.datasets.manifest import Manifest
-from beco.datasets.palette import read_index_png, voc_palette
+from beco.datasets.palette import read_index_png
+from beco.evaluation.layers import (
+    Detail,
+    Layer,
+    confidence_layer,
+    detail,
+    heat_layer,
+    label_layer,
+    magnification,
+    picture_uri,
+    shrink,
+    unsqueezed,
+)
 from beco.evaluation.metrics import VOID
 from beco.evaluation.tables import LabelSource, Run, percent, read_csv
 from beco.pseudolabels import PseudoLabels
 from beco.store import Store
 
-LONG_SIDE = 256
-MAGNIFY = 3
 MOST_CAMS = 4
-VOID_COLOUR = (224, 224, 192)  # what VOC paints 255 with
-# Kinds of error and their colours (Okabe & Ito); index 0 is a right pixel.
-ERRORS = {
-    "right": (232, 232, 232),
-    "object missed": (0, 114, 178),
-    "object where there is none": (213, 94, 0),
-    "wrong class": (170, 51, 119),
-    "not judged (void)": (176, 176, 176),
-}
+MOST_CHANGES = 24
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One picture of the gallery."""
+class Stage:
+    """One picture of the dataset with all that can be laid over it."""
 
-    caption: str
-    uri: str
+    image_id: str
     width: int
     """Displayed size in CSS pixels."""
     height: int
-    alt: str
     crisp: bool
     """Whether it is magnified, so that its pixels should show."""
+    picture: str
+    """Data URI of the picture itself."""
+    present: list[int]
+    """Label values of the classes in the picture."""
+    seen: list[int]
+    """Label values of further classes that a layer shows."""
+    note: str
+    scores: dict[str, float]
+    """What pictures can be ordered by: `mean`, `s0`, `s1` … (mIoU by experiment or label source), `change`."""
+    layers: list[Layer]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture of the dataset with everything known about it."""
+class Gallery:
+    """Pictures with layers, and what a reader can choose."""
 
-    image_id: str
-    classes: list[int]
-    """Label values of the classes in the picture."""
-    note: str
-    columns: list[list[Tile]]
-    """Tiles side by side; those of one column stand above one another."""
+    stages: list[Stage]
+    """The worst first."""
+    choices: dict[str, str]
+    """Words for the layers by their keys."""
+    orders: dict[str, str]
+    """Words for the orders; a key is a score of the stages, or `name`, with `+` to ascend or `-` to descend."""
+    left: str
+    """Keys of the two layers to begin with."""
+    right: str
 
 
-# --- rows ---------------------------------------------------------------------------------------------------
+# --- galleries ----------------------------------------------------------------------------------------------
 
 
-def val_rows(manifest: Manifest, runs: list[Run], limit: int) -> list[Row]:
-    """The `limit` worst pictures of the evaluation split, worst first, with the first seed of each
-    experiment.
+def results_gallery(
+    manifest: Manifest, runs: list[Run], limit: int, best: str | None = None, compared: tuple[Run, Run] | None = None
+) -> Gallery | None:
+    """The `limit` worst pictures of the evaluation split with the predictions of each experiment's first seed.
 
-    Worst by the mean over the experiments of the picture's mIoU; without masks, the first pictures.
+    Worst by the mean over the experiments of the picture's mIoU; without masks, the first pictures. The pictures that
+    gain and lose most from the second to the first of the runs `compared` join them. The gallery begins with the
+    truth beside the prediction of the experiment `best`. None if there is nothing to show.
     """
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.experiment, run)
     scores = {name: picture_scores(run.folder) for name, run in first.items()}
-    shown = [(image_id, _note(scores, image_id)) for image_id in worst_first(manifest, scores)[:limit]]
-    return _run_rows(manifest, first, scores, shown)
-
-
-def change_rows(manifest: Manifest, better: Run, base: Run, limit: int) -> tuple[list[Row], list[Row]]:
-    """The pictures that gain most in mIoU from `base` to `better`, and those that lose most, `limit` of each."""
-    runs = {run.experiment: run for run in (base, better)}
-    scores = {name: picture_scores(run.folder).reindex(manifest.ids) for name, run in runs.items()}
-    change = (scores[better.experiment] - scores[base.experiment]).dropna().sort_values(kind="stable")
-    found = []
-    for part in (change[change > 0][::-1], change[change < 0]):
-        shown = [(str(name), f"{percent(value, signed=True)} points") for name, value in part[:limit].items()]
-        found.append(_run_rows(manifest, runs, scores, shown))
-    return found[0], found[1]
-
-
-def _run_rows(
-    manifest: Manifest, runs: Mapping[str, Run], scores: Mapping[str, pd.Series], shown: list[tuple[str, str]]
-) -> list[Row]:
-    """A row for each picture, with the note that stands beside its name."""
-    rows = []
-    for image_id, note in shown:
-        picture = shrink(manifest.image(image_id))
-        truth = _truth(manifest, image_id)
-        columns = [_picture_column(picture, truth, image_id)]
-        for name, run in runs.items():
+    change = pd.Series(dtype=float) if compared is None else changes(manifest.ids, *compared)
+    fine = detail(min(limit, len(manifest)), 1 + len(first))
+    stages = []
+    for image_id in _chosen(worst_first(manifest, scores), limit, extremes(change, min(limit // 4, MOST_CHANGES))):
+        picture, truth = _pair(manifest, image_id, fine)
+        layers = _truth_layers(truth, image_id)
+        for name, run in first.items():
             prediction = unsqueezed(read_index_png(run.folder / "predictions" / f"{image_id}.png"), picture.shape[:2])
             caption = _scored(name, scores[name], image_id)
-            tiles = [picture_tile(overlay(picture, prediction), caption, f"prediction of {name}")]
-            if truth is not None:
-                errors = error_index(prediction, truth)
-                tiles.append(index_tile(errors, error_palette(), "its errors", f"errors of {name}"))
-            columns.append(tiles)
-        rows.append(Row(image_id, manifest.present(image_id), note, columns))
-    return rows
+            layers.append(label_layer(f"prediction {name}", caption, f"prediction of {name}", prediction, truth))
+        stages.append(_stage(manifest, image_id, picture, fine, layers, scores, change, compared))
+    choices = {f"prediction {name}": f"prediction of {name}" for name in first}
+    orders = {} if compared is None else _change_orders(change, *compared)
+    shown = best if best in first else next(iter(first), "")
+    return _gallery(stages, choices, list(first), orders, f"prediction {shown}")
 
 
-def train_rows(manifest: Manifest, cams: Path | None, sources: list[LabelSource], limit: int) -> list[Row]:
+def labels_gallery(manifest: Manifest, cams: Path | None, sources: list[LabelSource], limit: int) -> Gallery | None:
     """The `limit` worst training pictures by their pseudo-labels, with the maps these were made from."""
     scores = {source.name: picture_scores(source.quality) for source in sources}
     labels = {source.name: PseudoLabels(source.folder / "labels.h5") for source in sources}
-    store = None if cams is None else Store(cams)
-    rows = []
-    for image_id in worst_first(manifest, scores)[:limit]:
-        picture = shrink(manifest.image(image_id))
-        columns = [_picture_column(picture, _truth(manifest, image_id), image_id)]
-        if store is not None:
-            columns += _cam_columns(store, manifest, image_id, picture)
-        for name, source in labels.items():
-            label = shrink(source.label(image_id))
-            confidence = shrink(confidence_index(source.confidence(image_id)))
-            caption = _scored(name, scores[name], image_id)
-            columns.append(
-                [
-                    picture_tile(overlay(picture, label), caption, f"pseudo-label of {name}"),
-                    index_tile(confidence, colour_map("viridis"), "its confidence", f"confidence of {name}"),
-                ]
-            )
-        rows.append(Row(image_id, manifest.present(image_id), _note(scores, image_id), columns))
-    for opened in [*(source.store for source in labels.values()), *([store] if store else [])]:
-        opened.close()
-    return rows
+    fine = detail(min(limit, len(manifest)), 3 + 2 * len(sources))  # truth, one or two activation maps
+    stages = []
+    with ExitStack() as stack:
+        for opened in labels.values():
+            stack.enter_context(closing(opened.store))
+        store = None if cams is None else stack.enter_context(Store(cams))
+        for image_id in worst_first(manifest, scores)[:limit]:
+            picture, truth = _pair(manifest, image_id, fine)
+            layers = _truth_layers(truth, image_id)
+            layers += [] if store is None else _cam_layers(store, manifest, image_id)
+            for name, source in labels.items():
+                layers += _source_layers(name, source, image_id, _scored(name, scores[name], image_id), picture, truth)
+            stages.append(_stage(manifest, image_id, picture, fine, layers, scores))
+    choices: dict[str, str] = {}
+    if store is not None:
+        choices |= {f"cam {rank}": f"activation map, class {rank} of the picture" for rank in range(1, MOST_CAMS + 1)}
+    for name in labels:
+        choices |= {f"labels {name}": f"labels {name}", f"confidence {name}": f"confidence of {name}"}
+    return _gallery(stages, choices, list(labels), {}, f"labels {next(iter(labels), '')}")
+
+
+def _gallery(
+    stages: list[Stage], choices: dict[str, str], names: list[str], orders: dict[str, str], right: str
+) -> Gallery | None:
+    """A gallery of these stages, its choices cut down to the layers that some picture has."""
+    held = {layer.key: bool(layer.errors) for stage in stages for layer in stage.layers}
+    known = {"picture": "picture", "truth": "truth"}
+    for key, words in choices.items():
+        known |= {key: words} | ({f"errors of {key}": f"errors of {words}"} if held.get(key) else {})
+    kept = {key: words for key, words in known.items() if key == "picture" or key.removeprefix("errors of ") in held}
+    common = {"mean+": "worst first", "mean-": "best first", "name+": "by name"}
+    by_name = {f"s{index}+": f"worst for {name}" for index, name in enumerate(names)} if len(names) > 1 else {}
+    left = "truth" if "truth" in kept else "picture"
+    if not stages:
+        return None
+    return Gallery(stages, kept, common | by_name | orders, left, right if right in kept else left)
+
+
+def _stage(
+    manifest: Manifest,
+    image_id: str,
+    picture: np.ndarray,
+    fine: Detail,
+    layers: list[Layer],
+    scores: Mapping[str, pd.Series],
+    change: pd.Series | None = None,
+    compared: tuple[Run, Run] | None = None,
+) -> Stage:
+    height, width = picture.shape[:2]
+    factor = magnification(height, width)
+    present = manifest.present(image_id)
+    seen = {int(value) for layer in layers for value in layer.classes.split()} - {0, VOID, *present}
+    known = {f"s{index}": float(series.get(image_id, np.nan)) for index, series in enumerate(scores.values())}
+    values = [value for value in known.values() if not np.isnan(value)]
+    notes = []
+    if values:
+        known["mean"] = sum(values) / len(values)
+        notes.append(f"mean mIoU {percent(known['mean'])} %")
+    if change is not None and compared is not None and image_id in change.index:
+        known["change"] = float(change[image_id])
+        notes.append(f"{compared[0].experiment} − {compared[1].experiment} {percent(known['change'], signed=True)}")
+    return Stage(
+        image_id, width * factor, height * factor, factor > 1, picture_uri(picture, fine.quality), present,
+        sorted(seen), ", ".join(notes), {name: value for name, value in known.items() if not np.isnan(value)}, layers,
+    )  # fmt: skip
+
+
+# --- which pictures -----------------------------------------------------------------------------------------
 
 
 def picture_scores(folder: Path) -> pd.Series:
@@ -153,154 +190,71 @@ def worst_first(manifest: Manifest, scores: Mapping[str, pd.Series]) -> list[str
     return [str(name) for name in mean.sort_values(kind="stable", na_position="last").index]
 
 
-def _truth(manifest: Manifest, image_id: str) -> np.ndarray | None:
-    return shrink(manifest.mask(image_id)) if manifest.table.at[image_id, "mask"] else None
+def changes(image_ids: list[str], better: Run, base: Run) -> pd.Series:
+    """What each picture gains in mIoU from `base` to `better`, ascending; pictures without a score are left out."""
+    after, before = (picture_scores(run.folder).reindex(image_ids) for run in (better, base))
+    return (after - before).dropna().sort_values(kind="stable")
+
+
+def extremes(change: pd.Series, limit: int) -> set[str]:
+    """The pictures that gain most and those that lose most, at most `limit` of each; `change` is that of `changes`."""
+    gains, losses = change[change > 0][::-1], change[change < 0]
+    return {str(name) for part in (gains, losses) for name in part.index[:limit]}
+
+
+def _chosen(ordered: list[str], limit: int, others: Iterable[str]) -> list[str]:
+    wanted = {*ordered[:limit], *others}
+    return [name for name in ordered if name in wanted]
+
+
+def _change_orders(change: pd.Series, better: Run, base: Run) -> dict[str, str]:
+    found = {}
+    if (change > 0).any():
+        found["change-"] = f"largest gains of {better.experiment} over {base.experiment}"
+    if (change < 0).any():
+        found["change+"] = f"largest losses of {better.experiment} against {base.experiment}"
+    return found
+
+
+# --- layers of one picture ----------------------------------------------------------------------------------
+
+
+def _pair(manifest: Manifest, image_id: str, fine: Detail) -> tuple[np.ndarray, np.ndarray | None]:
+    """A picture and its true mask, if it has one, in the gallery's size."""
+    picture = shrink(manifest.image(image_id), fine.side)
+    if not manifest.table.at[image_id, "mask"]:
+        return picture, None
+    return picture, unsqueezed(manifest.mask(image_id), picture.shape[:2])
+
+
+def _truth_layers(truth: np.ndarray | None, image_id: str) -> list[Layer]:
+    return [] if truth is None else [label_layer("truth", "truth", f"true mask of {image_id}", truth)]
+
+
+def _cam_layers(store: Store, manifest: Manifest, image_id: str) -> list[Layer]:
+    """Heat maps of the first classes."""
+    values = [int(value) for value in np.atleast_1d(store.attribute("cam", image_id, "classes"))]
+    planes = list(zip(values, store.get("cam", image_id), strict=True))[:MOST_CAMS]
+    names = [manifest.classes[value - 1] for value, _ in planes]
+    return [
+        heat_layer(f"cam {rank}", f"CAM {name}", f"activation map of {name}", plane)
+        for rank, (name, (_, plane)) in enumerate(zip(names, planes, strict=True), start=1)
+    ]
+
+
+def _source_layers(
+    name: str, source: PseudoLabels, image_id: str, caption: str, picture: np.ndarray, truth: np.ndarray | None
+) -> list[Layer]:
+    """Labels of one source and their confidence."""
+    size = picture.shape[:2]
+    label = unsqueezed(source.label(image_id), size)
+    confidence = unsqueezed(source.confidence(image_id), size)
+    return [
+        label_layer(f"labels {name}", caption, f"pseudo-label of {name}", label, truth),
+        confidence_layer(f"confidence {name}", f"confidence of {name}", f"confidence of {name}", confidence),
+    ]
 
 
 def _scored(name: str, scores: pd.Series, image_id: str) -> str:
     score = scores.get(image_id)
     return name if score is None or pd.isna(score) else f"{name} · {percent(score)}"
-
-
-def _note(scores: Mapping[str, pd.Series], image_id: str) -> str:
-    known = [series[image_id] for series in scores.values() if image_id in series.index]
-    known = [value for value in known if not pd.isna(value)]
-    return f"mean mIoU {percent(sum(known) / len(known))} %" if known else ""
-
-
-def _picture_column(picture: np.ndarray, truth: np.ndarray | None, image_id: str) -> list[Tile]:
-    tiles = [picture_tile(picture, "picture", f"picture {image_id}")]
-    if truth is not None:
-        tiles.append(picture_tile(overlay(picture, truth), "truth", f"true mask of {image_id}"))
-    return tiles
-
-
-def _cam_columns(store: Store, manifest: Manifest, image_id: str, picture: np.ndarray) -> list[list[Tile]]:
-    """Heat maps of the first classes, two above one another."""
-    cam = store.get("cam", image_id)
-    values = [int(value) for value in np.atleast_1d(store.attribute("cam", image_id, "classes"))]
-    tiles = []
-    for value, plane in list(zip(values, cam, strict=True))[:MOST_CAMS]:
-        name = manifest.classes[value - 1]
-        tiles.append(picture_tile(heat(picture, plane), f"CAM {name}", f"activation map of {name}"))
-    return [tiles[start : start + 2] for start in range(0, len(tiles), 2)]
-
-
-# --- tiles --------------------------------------------------------------------------------------------------
-
-
-def picture_tile(picture: np.ndarray, caption: str, alt: str) -> Tile:
-    """A tile of an (H, W, 3) uint8 RGB picture, sides at most 256."""
-    stream = io.BytesIO()
-    if _magnification(*picture.shape[:2]) > 1:  # the pixels themselves
-        Image.fromarray(picture).save(stream, "WEBP", lossless=True, method=4)
-    else:
-        Image.fromarray(picture).save(stream, "WEBP", quality=80, method=4)
-    return _tile(stream, "webp", picture, caption, alt)
-
-
-def index_tile(index: np.ndarray, palette: np.ndarray, caption: str, alt: str) -> Tile:
-    """A tile of an (H, W) uint8 map, sides at most 256, shown through `palette` ((256, 3) uint8)."""
-    image = Image.fromarray(np.ascontiguousarray(index)).convert("P")
-    image.putpalette(palette.tobytes())
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return _tile(stream, "png", index, caption, alt)
-
-
-def _tile(stream: io.BytesIO, kind: str, array: np.ndarray, caption: str, alt: str) -> Tile:
-    height, width = array.shape[:2]
-    factor = _magnification(height, width)
-    uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Tile(caption, uri, width * factor, height * factor, alt, factor > 1)
-
-
-def _magnification(height: int, width: int) -> int:
-    """Displayed over stored size: as large as fits into 256 pixels, at most 3."""
-    return max(min(MAGNIFY, LONG_SIDE // max(height, width)), 1)
-
-
-def shrink(array: np.ndarray) -> np.ndarray:
-    """A picture ((H, W, 3) uint8) or map ((H, W)) with its long side brought down to 256 if it is larger.
-
-    Maps keep their values (nearest neighbour); so all that is shown of one picture has the same size.
-    """
-    height, width = array.shape[:2]
-    factor = LONG_SIDE / max(height, width)
-    if factor >= 1:
-        return array
-    size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    method = Image.Resampling.LANCZOS if array.ndim == 3 else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(array).resize(size, method, reducing_gap=2.0))
-
-
-def unsqueezed(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`shrink` of an (H, W) label map, or, of one in another shape than its picture (height, width), to that one."""
-    small = shrink(label)
-    if small.shape == size:
-        return small
-    return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
-
-
-# --- painting -----------------------------------------------------------------------------------------------
-
-
-def overlay(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: objects tinted in VOC colours with a line around them, the rest of the picture
-    paler.
-    """
-    palette = voc_palette().astype(np.float32)
-    palette[VOID] = VOID_COLOUR
-    base = picture.astype(np.float32)
-    grey = base.mean(axis=2, keepdims=True)
-    painted = 0.55 * grey + 0.45 * 235.0
-    inside = label != 0
-    painted = np.where(inside[..., None], 0.35 * base + 0.65 * palette[label], painted)
-    edge = np.zeros(label.shape, dtype=bool)
-    edge[:, 1:] |= label[:, 1:] != label[:, :-1]
-    edge[1:] |= label[1:] != label[:-1]
-    if max(label.shape) > 128:  # on small pictures the line would hide the object
-        painted[edge] = 255.0
-    return np.clip(np.broadcast_to(painted, picture.shape), 0, 255).astype(np.uint8)
-
-
-def error_index(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 index into `ERRORS`; a prediction of 255 counts as background."""
-    prediction = np.where(prediction == VOID, 0, prediction)
-    kinds = np.full(truth.shape, 3, dtype=np.uint8)
-    kinds[prediction == 0] = 1
-    kinds[truth == 0] = 2
-    kinds[prediction == truth] = 0
-    kinds[truth == VOID] = 4
-    return kinds
-
-
-def error_palette() -> np.ndarray:
-    """(256, 3) uint8 colours of `ERRORS`."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: len(ERRORS)] = list(ERRORS.values())
-    return palette
-
-
-def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: an activation map ((h, w), 0 … 1) enlarged bilinearly and laid over the grey
-    picture.
-    """
-    height, width = picture.shape[:2]
-    small = Image.fromarray(np.clip(activation, 0, 1).astype(np.float32))
-    full = np.clip(np.asarray(small.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
-    colours = colour_map("inferno")[(full * 255).astype(np.uint8)].astype(np.float32)
-    grey = picture.astype(np.float32).mean(axis=2, keepdims=True)
-    return (0.4 * grey + 0.6 * colours).astype(np.uint8)
-
-
-def confidence_index(confidence: np.ndarray) -> np.ndarray:
-    """(H, W) uint8: a confidence map (0 … 1) in 256 steps, for `colour_map("viridis")`."""
-    return (np.clip(confidence.astype(np.float32), 0, 1) * 255).astype(np.uint8)
-
-
-def colour_map(name: str) -> np.ndarray:
-    """(256, 3) uint8 colours of a Matplotlib colour map."""
-    from matplotlib import colormaps
-
-    return (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)

@@ -108,10 +108,17 @@ def auroc(by_level: np.ndarray) -> float | None:
     return float(right @ (below + wrong / 2) / (right.sum() * wrong.sum()))
 
 
-def trust_of(label: np.ndarray, confidence: np.ndarray, reliable: np.ndarray, truth: np.ndarray | None) -> Trust:
+def trust_of(
+    label: np.ndarray,
+    confidence: np.ndarray,
+    reliable: np.ndarray,
+    truth: np.ndarray | None,
+    distance: np.ndarray | None = None,
+) -> Trust:
     """The numbers of one picture: (H, W) arrays, uint8, confidences in [0, 1], bool, and uint8 or None without a mask.
 
-    Only pixels with an opinion count as right or wrong: an uncertain one claims nothing.
+    `distance` is `border_distance` of the truth, if it is at hand. Only pixels with an opinion count as right or wrong:
+    an uncertain one claims nothing.
     """
     found = Trust.nothing()
     found.pixels[:] = label.size, np.count_nonzero(label == UNCERTAIN), np.count_nonzero(reliable)
@@ -121,7 +128,8 @@ def trust_of(label: np.ndarray, confidence: np.ndarray, reliable: np.ndarray, tr
     wrong, levels = label[known] != truth[known], quantised(confidence[known])
     found.by_level[:, 0] = np.bincount(levels, minlength=LEVELS + 1)
     found.by_level[:, 1] = np.bincount(levels[~wrong], minlength=LEVELS + 1)
-    bins = np.digitize(border_distance(truth)[known], [low for low, _ in BORDER_BINS[1:]])
+    distance = border_distance(truth) if distance is None else distance
+    bins = np.digitize(distance[known], [low for low, _ in BORDER_BINS[1:]])
     cells = (bins * 2 + ~reliable[known]) * 2
     flat = np.bincount(cells, minlength=found.by_distance.size)
     flat[1::2] = np.bincount(cells[wrong], minlength=len(flat))[::2]
@@ -192,4 +200,6 @@ def _one(
     truth = manifest.mask(image_id)
     classes = len(manifest.classes) + 1
     counts = count(label, truth, classes, image_id)  # first: it refuses another size
-    return trust_of(label, confidence, reliable, truth), (counts, near_border(label, truth, classes))
+    distance = border_distance(truth)
+    trust = trust_of(label, confidence, reliable, truth, distance)
+    return trust, (counts, near_border(label, truth, classes, distance))

@@ -19,13 +19,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from beco.config import Comparison
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
-from beco.evaluation import bootstrap, differences, figures, label_tables, tables
-from beco.evaluation.gallery import ERRORS, change_rows, train_rows, val_rows
-from beco.evaluation.table_files import over_pictures
+from beco.evaluation import bootstrap, comparisons, differences, figures, label_tables, tables
+from beco.evaluation.gallery import labels_gallery, results_gallery
+from beco.evaluation.layers import ERRORS, SAFE, VOID_COLOUR
+from beco.evaluation.table_files import DIFFERENCES_NOTE, over_pictures
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
-from beco.files import whole
+from beco.files import read_json, whole
 from beco.store import Store
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
@@ -46,6 +48,7 @@ def write_report(
     output: Path,
     title: str | None = None,
     published: Mapping[str, str] | None = None,
+    compared: Mapping[str, Comparison] | None = None,
 ) -> None:
     """Write the report as one HTML file.
 
@@ -61,10 +64,13 @@ def write_report(
         output: the HTML file.
         title: heading of the page; None: the name of the dataset's folder.
         published: keys of `beco/published.csv` by experiment, see `tables.recipe_table`.
+        compared: comparisons by name, see `comparisons.comparison_table`.
 
     Raises `UserError` naming the first file that is missing or damaged.
     """
     train, val = manifest.split(train_split), manifest.split(val_split)
+    numbers = _numbers(runs, label_sources, published)
+    best = numbers["best"]
     page = {
         "title": title or f"Weakly supervised segmentation of {manifest.root.name}",
         "splits": _splits(train, val, train_split, val_split, manifest),
@@ -72,11 +78,13 @@ def write_report(
         "experiments": _experiments(runs, output),
         "sources": _sources(label_sources, output),
         "provenance": _provenance(runs, cams),
-        "val_rows": val_rows(val, runs, gallery),
-        "train_rows": train_rows(train, cams, label_sources, gallery),
-        "changes": _changes(val, runs, gallery // 4),
+        "colours": _colours(manifest),
+        "anchors": _anchors(runs, label_sources),
+        "val_gallery": results_gallery(val, runs, gallery, best and best["experiment"], _compared(runs, best)),
+        "train_gallery": labels_gallery(train, cams, label_sources, gallery),
+        "comparisons": comparisons.sections(compared or {}, runs, label_sources, published),
         "classifier": _classifier(classifier_folder, output),
-        **_numbers(runs, label_sources, published),
+        **numbers,
     }
     with whole(output) as temporary:
         temporary.write_text(_environment().get_template("report.html.j2").render(page), encoding="utf-8")
@@ -92,7 +100,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
     environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": over_pictures}
-    environment.globals["errors"] = ERRORS
+    environment.globals |= {"errors": ERRORS, "differences_note": DIFFERENCES_NOTE}
     return environment
 
 
@@ -109,21 +117,23 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
     recipes = tables.recipe_table(runs, label_sources, published)
     labels = label_tables.label_table(label_sources)
     run_table, classes = tables.run_table(runs), tables.class_table(runs, label_sources)
-    experiments = [str(name) for name in recipes["experiment"]]
+    experiments = [str(name) for name in recipes["experiment"]][: figures.MOST_LINES]
+    shown = [run for run in runs if run.experiment in experiments]
     errors = {source.name: source.metrics().get("border_error", []) for source in label_sources}
     results = {run.experiment: run.metrics().get("border_error", []) for run in reversed(runs)}  # first seed stays
     plots = {
         "scatter": figures.quality_scatter(recipes, run_table),
-        "loss": figures.training_curves(runs),
-        "shares": figures.share_curves(runs),
+        "loss": figures.training_curves(shown),
+        "shares": figures.share_curves(shown),
         "classes": figures.class_bars(classes, experiments),
         "border": figures.border_errors(errors, {name: results[name] for name in experiments}),
-        "trimap": figures.trimap_curves({name: _by_seed(runs, name, "trimap_iou") for name in experiments}),
+        "trimap": figures.trimap_curves({name: comparisons.by_seed(runs, name, "trimap_iou") for name in experiments}),
         **_label_figures(label_sources),
     }
     return {
         "recipes": recipes.to_dict("records"),
         "published": bool(published),
+        "not_drawn": len(recipes) - len(experiments),
         "differences": bootstrap.add_picture_intervals(
             differences.difference_table(run_table, tables.RUN_NUMBERS), run_table
         ).to_dict("records"),
@@ -136,12 +146,6 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
         "summary": summary(recipes, [run.metrics().get("reason") for run in runs]),
         "best": _best(recipes),
     }
-
-
-def _by_seed(runs: list[Run], experiment: str, key: str) -> list[Any]:
-    """A list in the metrics of every seed of an experiment that has it."""
-    found = [run.metrics().get(key) for run in runs if run.experiment == experiment]
-    return [values for values in found if values]
 
 
 def _label_figures(label_sources: list[LabelSource]) -> dict[str, str | None]:
@@ -163,18 +167,14 @@ def _best(recipes: pd.DataFrame) -> dict[str, Any] | None:
     return {str(key): value for key, value in ranked[0].items()} if ranked else None
 
 
-def _changes(val: Manifest, runs: list[Run], limit: int) -> dict[str, Any] | None:
-    """Pictures that the best experiment wins and loses most on against `single` on the same labels, first seeds."""
-    best = _best(tables.recipe_table(runs, []))
+def _compared(runs: list[Run], best: dict[str, Any] | None) -> tuple[Run, Run] | None:
+    """First seeds of the best experiment and of `single` on the same labels; None if there is no such pair."""
     first = {run.experiment: run for run in reversed(runs)}
-    if best is None or not limit:
+    if best is None:
         return None
     better = first[best["experiment"]]
     plain = [run for run in first.values() if run.labels == better.labels and run.training().get("recipe") == "single"]
-    if not plain or better in plain:
-        return None
-    gains, losses = change_rows(val, better, plain[-1], limit)
-    return {"better": better.experiment, "base": plain[-1].experiment, "gains": gains, "losses": losses}
+    return None if not plain or better in plain else (better, plain[-1])
 
 
 def _best_on(recipes: pd.DataFrame, labels: str) -> dict[str, Any] | None:
@@ -193,6 +193,18 @@ def _legend(manifest: Manifest) -> list[dict[str, str]]:
     names = ["background", *manifest.classes]
     palette = voc_palette()
     return [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*palette[k])} for k, name in enumerate(names)]
+
+
+def _colours(manifest: Manifest) -> dict[str, Any]:
+    """What the gallery's script paints with: class colours by label value, and those of the errors by index."""
+    classes = [item["colour"] for item in _legend(manifest)]
+    return {"classes": classes, "safe": SAFE, "unsure": VOID_COLOUR, "errors": list(ERRORS.values())}
+
+
+def _anchors(runs: list[Run], label_sources: list[LabelSource]) -> dict[str, str]:
+    """Where the experiments and label sources that the summary names are described."""
+    sources = {source.name: f"source-{_anchor(source.name)}" for source in label_sources}
+    return sources | {run.experiment: f"run-{_anchor(run.experiment)}" for run in runs}
 
 
 def _experiments(runs: list[Run], output: Path) -> list[dict[str, Any]]:
@@ -226,16 +238,18 @@ def _sources(label_sources: list[LabelSource], output: Path) -> list[dict[str, A
 
 
 def _classifier(folder: Path | None, output: Path) -> dict[str, Any] | None:
-    """mAP, AP by class, training curve and files of the classifier."""
+    """mAP, AP by class, training curve, settings and files of the classifier."""
     if folder is None or not (folder / "classifier.json").is_file():
         return None
     ap = tables.classifier_table(folder / "classifier.json").to_dict("records")
+    kept = read_json(folder / "classifier.json")
     history = folder / "history.csv"
     curve = figures.classifier_curve(tables.read_csv(history)) if history.is_file() else None
     return {
         "map": ap[-1]["ap"],
         "ap": ap[:-1],
         "curve": Markup(curve) if curve else None,
+        "settings": _yaml({key: value for key, value in kept.items() if key not in ("map", "ap")}),
         "files": _links(folder, ["classifier.json", "history.csv"], output),
     }
 

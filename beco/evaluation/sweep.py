@@ -49,10 +49,7 @@ def _one(
 ) -> list[Counts]:
     """Counts of one picture for each background score."""
     truth, classes = manifest.mask(image_id), len(manifest.classes) + 1
-    cam = stage.upsampled(source.get("cam", image_id), *manifest.size(image_id))
-    values = source.attribute("cam", image_id, "classes")
-    if settings.refine == "irn":
-        cam = stage.share_of_maximum(cam)
+    cam, values = stage.class_scores(manifest, source, settings, image_id)
     image = manifest.image(image_id) if settings.refine == "crf" and len(cam) else None
     found = []
     for background in backgrounds:

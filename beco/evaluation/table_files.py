@@ -50,20 +50,23 @@ def write_tables(
     swept = sweep_table(label_sources)
     every, ap = run_table(runs), classifier_table(classifier)
     differences = add_picture_intervals(difference_table(every, RUN_NUMBERS), every)
-    _write("recipes", recipes, _recipes(recipes), output)
-    _write("differences", differences, _differences(differences), output, DIFFERENCES_NOTE)
-    _write("pseudo_labels", labels, _labels(labels), output)
+    write_table(output / "recipes.csv", recipes, _recipes(recipes))
+    write_table(output / "differences.csv", differences, _differences(differences), DIFFERENCES_NOTE)
+    write_table(output / "pseudo_labels.csv", labels, _labels(labels))
     if not swept.empty:
-        _write("sweep", swept, _sweep(swept), output)
-    _write("classifier", ap, _classifier(ap), output)
+        write_table(output / "sweep.csv", swept, _sweep(swept))
+    write_table(output / "classifier.csv", ap, _classifier(ap))
     write_csv(class_table(runs, label_sources), output / "per_class.csv")
     write_csv(every, output / "runs.csv")
 
 
-def _write(name: str, frame: pd.DataFrame, printed: Printed, output: Path, note: str = "") -> None:
-    write_csv(frame, output / f"{name}.csv")
-    _text(markdown(*printed) + (f"\n{note}\n" if note else ""), output / f"{name}.md")
-    _text((f"% {note}\n" if note else "") + latex(*printed), output / f"{name}.tex")
+def write_table(output: Path, frame: pd.DataFrame, printed: Printed, note: str = "", title: str = "") -> None:
+    """Write a frame to `output` (.csv), and as it is printed to .md and .tex beside it."""
+    write_csv(frame, output)
+    text = (f"{title}\n\n" if title else "") + markdown(*printed) + (f"\n{note}\n" if note else "")
+    _text(text, output.with_suffix(".md"))
+    remarks = "".join(f"% {line}\n" for line in (title, note) if line)
+    _text(remarks + latex(*printed), output.with_suffix(".tex"))
 
 
 # --- as they are printed ------------------------------------------------------------------------------------
@@ -75,7 +78,7 @@ def _recipes(recipes: pd.DataFrame) -> Printed:
     rows = [
         [
             *(row["experiment"], row["labels"], mean_std(row["miou"], row["miou_std"]), row["seeds"]),
-            *_published(row),
+            *published_cells(row),
             *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
             *(percent(row["difference"], signed=True), row["protocol"]),
         ]
@@ -84,7 +87,7 @@ def _recipes(recipes: pd.DataFrame) -> Printed:
     return header, rows
 
 
-def _published(row: Mapping[Any, Any]) -> list[str]:
+def published_cells(row: Mapping[Any, Any]) -> list[str]:
     """The published figure, ours less it, and its source with what is known of its protocol; empty without one."""
     if not row["published_source"]:
         return ["", "", ""]
