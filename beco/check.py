@@ -20,15 +20,15 @@ import torch
 from packaging.requirements import Requirement
 
 from beco.config import Config, Encoder
-from beco.datasets import formats
+from beco.datasets import formats, shapes
+from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.encoders import create_backbone, prepare_backbone
 from beco.engine import choose_device
 from beco.errors import Problems, UserError
+from beco.plan import room
 
-GIB = 2**30
-PROCESS = 2 * GIB
-"""What one job takes before it has seen a picture: Python, torch, a small network."""
+GIB = room.GIB
 
 
 @dataclass
@@ -37,12 +37,20 @@ class Group:
 
     name: str
     notes: list[str] = field(default_factory=list)
+    """What to know."""
     problems: list[str] = field(default_factory=list)
+    """What is wrong, a line with its mend each."""
+    doubts: list[str] = field(default_factory=list)
+    """The same by an estimate, which may be wrong itself."""
 
 
-def check(config: Config) -> list[Group]:
-    """Look at all that `config` needs; each group has its problems, a line with its mend each, and what to know."""
-    data, manifest = _dataset(config)
+def check(config: Config, quick: bool = False, elsewhere: bool = False) -> list[Group]:
+    """Look at all that `config` needs.
+
+    `quick` leaves the pictures alone, for which the list of an earlier run stands, if there is one; `elsewhere` leaves
+    out this machine, since others will do the work.
+    """
+    data, manifest = _listed(config) if quick else _dataset(config)
     looks: list[tuple[str, Callable[[Group], None]]] = [
         ("weights", partial(_weights, config)),
         ("imported labels", partial(_imports, config)),
@@ -50,6 +58,8 @@ def check(config: Config) -> list[Group]:
         ("disk", partial(_disk, config, manifest)),
         ("software", partial(_software, config)),
     ]
+    if elsewhere:
+        looks = [(name, look) for name, look in looks if name != "machine"]
     groups = [data]
     for name, look in looks:
         group = Group(name)
@@ -77,6 +87,23 @@ def _dataset(config: Config) -> tuple[Group, Manifest | None]:
         except UserError as error:
             group.problems.append(str(error))
             return group, None
+    _describe(config, manifest, group)
+    return group, manifest
+
+
+def _listed(config: Config) -> tuple[Group, Manifest | None]:
+    """The manifest that an earlier run of the workflow has made of this configuration's dataset, or None."""
+    group, path = Group("dataset"), Path(config.results) / config.dataset.name / "manifest.csv"
+    if not path.is_file():
+        group.notes.append("read by the workflow's first job")
+        return group, None
+    manifest = manifests.read(path, config.dataset.root or "")
+    _describe(config, manifest, group)
+    return group, manifest
+
+
+def _describe(config: Config, manifest: Manifest, group: Group) -> None:
+    """Note how many pictures, classes and masks there are, and refuse batches of more than there are."""
     parts = [f"{len(manifest.split(name))} {name}" for name in ("train", "val")]
     masks = len(manifest.with_masks())
     group.notes.append(
@@ -84,7 +111,6 @@ def _dataset(config: Config) -> tuple[Group, Manifest | None]:
     )
     if smallest := _smallest_batch(config, len(manifest.split("train"))):
         group.problems.append(smallest)
-    return group, manifest
 
 
 def _smallest_batch(config: Config, pictures: int) -> str:
@@ -101,11 +127,13 @@ def _smallest_batch(config: Config, pictures: int) -> str:
 
 def _encoders(config: Config) -> dict[str, tuple[Encoder, int]]:
     """Every backbone that is built, with its output stride, by the key that sets it."""
-    found = {"classifier.encoder": (config.classifier.encoder, config.classifier.output_stride)}
+    found: dict[str, tuple[Encoder, int]] = {
+        "classifier.encoder": (config.classifier.encoder, config.classifier.output_stride)
+    }
     for name in sorted({experiment.network for experiment in config.experiments.values()}):
         network = config.networks[name]
         found[f"networks.{name}.encoder"] = (network.encoder, network.output_stride)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _weights(config: Config, group: Group) -> None:
@@ -156,72 +184,63 @@ def _machine(config: Config, manifest: Manifest | None, group: Group) -> None:
         group.problems += [
             f"{key}.schedule.precision: fp16 needs a GPU; set bf16 or 32" for key, value in wanted if value == "fp16"
         ]
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted_bytes = memory(config, manifest)
-    text = f"memory: {there / GIB:.1f} GiB, a job needs about {wanted_bytes / GIB:.1f}"
-    if wanted_bytes > there:
-        group.problems.append(f"{text}; shrink the largest pictures, or use a larger machine")
-    else:
-        group.notes.append(text)
+    on_gpu = device.type == "cuda"
+    memories = [("memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory(config, manifest, on_gpu))]
+    if on_gpu:
+        held = torch.cuda.get_device_properties(device).total_memory
+        memories.append(("GPU memory", held, learning(config, manifest)))
+    for name, there, wanted_bytes in memories:
+        text = f"{name}: {there / GIB:.1f} GiB, a job needs about {wanted_bytes / GIB:.1f}"
+        if wanted_bytes > there:
+            mend = "raise schedule.accumulate, shrink the largest pictures, or use a larger machine"
+            group.doubts.append(f"{text}; {mend}")
+        else:
+            group.notes.append(text)
 
 
-def memory(config: Config, manifest: Manifest | None) -> int:
-    """Bytes that the job with the largest picture takes: `PROCESS`, and three maps of scores at the picture's size.
+def learning(config: Config, manifest: Manifest | None) -> int:
+    """Bytes of the largest training: see `room.training`."""
+    return room.largest_training(config, len(manifest.classes if manifest else shapes.CLASSES))
 
-    A map is (K+1, H, W) float32; prediction holds one network's, their sum, and the resized one at once.
+
+def memory(config: Config, manifest: Manifest | None, on_gpu: bool = False) -> int:
+    """Bytes that the largest job takes: its process, and a training's networks or the scores of the largest picture.
+
+    On a GPU networks learn in its own memory.
     """
-    if manifest is None or config.prediction.squeeze:
-        return PROCESS
-    pixels = int((manifest.table["height"] * manifest.table["width"]).max())
-    return PROCESS + 3 * 4 * pixels * (len(manifest.classes) + 1)
+    needed = 0 if on_gpu else learning(config, manifest)
+    if manifest is not None and not config.prediction.squeeze:
+        pixels = int((manifest.table["height"] * manifest.table["width"]).max())
+        needed = max(needed, room.scores(pixels, len(manifest.classes) + 1))
+    return room.PROCESS + needed
 
 
 def _disk(config: Config, manifest: Manifest | None, group: Group) -> None:
     folder = Path(config.results).absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free, wanted = shutil.disk_usage(there).free, disk(config, manifest)
-    text = f"{config.results}: {free / GIB:.1f} GiB free, at most about {wanted / GIB:.1f} needed"
     if not os.access(there, os.W_OK):
         group.problems.append(f"{there}: may not be written to; choose another folder for results")
+    if manifest is None and config.dataset.format != "shapes":
+        return
+    free, wanted = shutil.disk_usage(there).free, disk(config, manifest)
+    text = f"{config.results}: {free / GIB:.1f} GiB free, at most about {wanted / GIB:.1f} needed"
     if wanted > free:
-        group.problems.append(f"{text}; make room, or choose another folder for results")
+        group.doubts.append(f"{text}; make room, or choose another folder for results")
     else:
         group.notes.append(text)
 
 
 def disk(config: Config, manifest: Manifest | None) -> int:
-    """Bytes of the results, from above, since compression is not counted.
-
-    Per pixel of a training picture 2 for each recipe of labels (label and confidence), and 2/16 for each of
-    its classes (float16 CAMs at stride 4, at the picture's own size); per pixel of a predicted picture 1 for each run;
-    and for every network 4 times its float32 parameters (weights, and in the checkpoint weights and two moments).
-    """
-    runs = [(experiment, seed) for experiment in config.experiments.values() for seed in experiment.seeds]
-    trained = [_encoders(config)["classifier.encoder"]]
-    for experiment, _ in runs:
-        network = config.networks[experiment.network]
-        trained += [(network.encoder, network.output_stride)] * (1 if experiment.recipe == "single" else 2)
-    networks = 4 * 4 * sum(_parameters(*one) for one in trained)
+    """Bytes of the results, from above: see `room.disk`. Without a manifest: of the embedded dataset."""
     if manifest is None:
         drawn = config.dataset.shapes
-        pixels = drawn.size**2
-        return networks + pixels * (drawn.train * (2 * len(config.labels) + 1) + drawn.val * len(runs))
+        train, val = (count * drawn.size**2 for count in (drawn.train, drawn.val))
+        return room.disk(config, room.Sums(train, 0, val, train), len(shapes.CLASSES))
     table = manifest.table.assign(pixels=manifest.table["height"] * manifest.table["width"])
-    train = table[table["split"] == "train"]
-    shown = train[manifest.classes].sum(axis=1)
-    stage_one = (train["pixels"] * (2 * len(config.labels) + 2 / 16 * shown)).sum()
+    learnt = table[table["split"] == "train"]
+    shown = (learnt["pixels"] * learnt[manifest.classes].sum(axis=1)).sum()
     predicted = table if config.dataset.format == "folder" else table[table["split"] == "val"]
-    return int(networks + stage_one + predicted["pixels"].sum() * len(runs))
-
-
-def _parameters(encoder: Encoder, stride: int) -> int:
-    """Parameters of a backbone; 0 where it cannot be built, which is told elsewhere."""
-    try:
-        with torch.device("meta"):
-            backbone = create_backbone(encoder.model_copy(update={"weights": None}), stride)
-    except UserError:
-        return 0
-    return sum(parameter.numel() for parameter in backbone.parameters())
+    return room.disk(config, room.Sums(learnt["pixels"].sum(), shown, predicted["pixels"].sum()), len(manifest.classes))
 
 
 # --- software -----------------------------------------------------------------------------------------------

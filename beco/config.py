@@ -18,7 +18,7 @@ from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
-__all__ = ["merge", "parse_yaml", "read_config", "read_settings", "validate", "validate_config"]
+__all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -104,6 +104,33 @@ def read_config(source: str, is_file: bool) -> Config:
     """Read and check a whole configuration from a file, or from YAML or JSON text."""
     where = source if is_file else "--settings"
     return validate_config(parse_yaml(_text(Path(source)) if is_file else source, where), where)
+
+
+def read_config_files(paths: list[Path], over: list[str]) -> Config:
+    """Read and check a configuration of several files, laid over each other as Snakemake does, and `over` them all.
+
+    `over` are entries `key=VALUE` of its `--config`, VALUE in YAML.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        found = parse_yaml(_text(path), str(path))
+        values = _over(values, found) if isinstance(found, dict) else validate(Config, found, str(path)).model_dump()
+    for entry in over:
+        key, equals, text = entry.partition("=")
+        if not (key and equals):
+            raise UserError(f"--config: expected key=VALUE, found `{entry}`")
+        values = _over(values, {key: parse_yaml(text, "--config")})
+    return validate_config(values, ", ".join(map(str, paths)))
+
+
+def _over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over` laid over it, section by section, and nothing left out (unlike `merge`)."""
+    pairs = {k: (base.get(k), value) for k, value in over.items()}
+    both = {
+        k: _over(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+        for k, (old, new) in pairs.items()
+    }
+    return {**base, **both}
 
 
 def _text(path: Path) -> str:

@@ -21,7 +21,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import beco
-from beco.config import Config, Encoder, validate_config
+from beco.config import Config, Encoder, read_settings, validate_config
 from beco.datasets.manifest import Manifest
 from beco.encoders import create_backbone, prepare_backbone
 from beco.errors import UserError
@@ -105,11 +105,14 @@ def machine() -> Machine:
 def start(encoder: str | None, weights: str | None, on: Machine, small: bool) -> Start:
     """The backbone asked for, or a default; UserError if there is none of that name or the file does not fit it.
 
-    Without weights it is the small network of the embedded default. With weights ResNet-50 on a GPU, ResNet-18
-    without one. ImageNet weights are not downloaded here.
+    `encoder` is a name of timm's, or an encoder's settings as `{name: …}`. Without either it is the small network of
+    the embedded default, with weights alone ResNet-50 on a GPU, ResNet-18 without one. ImageNet weights are not
+    downloaded here.
     """
     if encoder is None and weights is None:
         chosen = SMALL
+    elif encoder is not None and encoder.lstrip().startswith("{"):
+        chosen = read_settings(Encoder, encoder, "--encoder")
     else:
         chosen = Encoder(name=encoder or ("resnet50" if on.gpu_gib else "resnet18"))
     for stride in (8 if small and weights is None else 16, 32):
@@ -138,6 +141,7 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
     batch = _batch(16, known.train)
     segmenter_batch = _batch(16 if gpu or crop <= 96 else 8, known.train)
     most = 40_000 if gpu else 6_000
+    least = {"classifier": 400, "segmenters": 800} if begin.pretrained else {"classifier": 1_200, "segmenters": 1_500}
     tiny = known.median <= TINY
     return {
         "looked_at": looked_at,
@@ -147,8 +151,9 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "batch": batch,
         "segmenter_batch": segmenter_batch,
         "accumulate": _accumulate(on, crop, segmenter_batch),
-        "classifier_steps": steps(known.train, batch, 20, 1_200, most),
-        "steps": steps(known.train, segmenter_batch, 30, 1_500, most),
+        "classifier_steps": steps(known.train, batch, 20, least["classifier"], most),
+        "steps": steps(known.train, segmenter_batch, 30, least["segmenters"], most),
+        "least": least,
         "most_steps": most,
         "half": on.half,
         "gpu": gpu,

@@ -24,6 +24,7 @@ STAGES = {
     "beco.datasets.shapes",
     "beco.datasets.formats",
     "beco.evaluation.archive",
+    "beco.evaluation.comparisons",
     "beco.evaluation.evaluate",
     "beco.evaluation.quality",
     "beco.evaluation.report",

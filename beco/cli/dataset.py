@@ -19,7 +19,7 @@ def init(
     labels: Annotated[Path, typer.Option(help="CSV with a column image, and 0/1 columns by class or a column labels")],
     masks: Annotated[Path | None, typer.Option(help="folder of <picture>.png to measure with; some are enough")] = None,
     weights: Annotated[str | None, typer.Option(help="weights to start from: a file, or imagenet (a download)")] = None,
-    encoder: Annotated[str | None, typer.Option(help="timm backbone, such as resnet50; that of --weights FILE")] = None,
+    encoder: Annotated[str | None, typer.Option(help="timm backbone, such as resnet50, or {name: …, …}")] = None,
     val_share: Annotated[float, typer.Option(help="share for validation, if the CSV has no column split")] = 0.2,
 ) -> None:
     """Look at your pictures and write a configuration for them."""
@@ -51,15 +51,29 @@ def init(
 def check(
     configfile: Annotated[Path | None, typer.Option(help="the configuration, as for snakemake")] = None,
     settings: Annotated[str | None, typer.Option(help="or its text, YAML or JSON")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="leave out the pictures, and tell only what is wrong, not what may be")
+    ] = False,
+    elsewhere: Annotated[bool, typer.Option("--elsewhere", help="leave out this machine: others do the work")] = False,
 ) -> None:
-    """Look at everything that a configuration needs, before hours are spent; exit status 1 if something is wrong."""
+    """Look at everything that a configuration needs, before hours are spent; exit status 1 if something is wrong.
+
+    The workflow does so with --quick before its first job, which then reads the pictures.
+    """
     from beco import check as stage
     from beco.config import read_config
+    from beco.datasets.manifest import refuse
 
     if (configfile is None) == (settings is None):
         raise UserError("beco check: give --configfile FILE or --settings TEXT")
-    groups = stage.check(read_config(str(configfile or settings), is_file=configfile is not None))
+    groups = stage.check(read_config(str(configfile or settings), configfile is not None), quick, elsewhere)
+    if quick:
+        refuse((line for group in groups for line in group.problems), "configuration")
+        for line in [line for group in groups for line in group.doubts]:
+            typer.echo(f"beco: perhaps too little: {line}")
+        return
     for group in groups:
+        group.problems += group.doubts
         count = len(group.problems)
         typer.echo(f"{group.name}: " + ("ok" if not count else "1 problem" if count == 1 else f"{count} problems"))
         for line in (*group.problems, *group.notes):
@@ -67,3 +81,50 @@ def check(
     wrong = sum(len(group.problems) for group in groups)
     typer.echo("Nothing is wrong." if not wrong else f"To mend: {wrong}.")
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def plan(
+    configfile: Annotated[list[Path], typer.Option(help="the configuration, as for snakemake; several are laid over")],
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="further files of --configfile")
+    ] = None,
+    config: Annotated[list[str] | None, typer.Option(help="key=VALUE over them, as for snakemake; repeatable")] = None,
+    benchmark: Annotated[
+        list[Path] | None, typer.Option(help="JSON of `beco benchmark --what all` on the machine; repeatable")
+    ] = None,
+    pictures: Annotated[str | None, typer.Option(help="train=N,val=M[,classes=K,shown=X] without the dataset")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the mean picture, pixels")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="jobs at a time (on GPUs: how many there are)")] = 1,
+    against: Annotated[
+        Path | None, typer.Option(help="compare with the measured jobs of results/<dataset>/benchmarks")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write")] = None,
+) -> None:
+    """Estimate hours, memory and disk of a configuration before anyone starts it."""
+    from beco.config import read_config_files
+    from beco.files import write_json
+    from beco.plan import pictures as counting
+
+    checked = read_config_files([*configfile, *(more or [])], config or [])
+    counted = counting.count(checked, pictures, size)
+    from beco.plan import against as measured  # what imports torch comes after what can be wrong at once
+    from beco.plan import jobs, rates, report
+
+    listed = jobs.jobs(checked, counted)
+    if benchmark:
+        known = rates.from_files(benchmark)
+    else:
+        from beco.plan import measure
+
+        typer.echo("measuring this work on this machine, a minute or a few (or give --benchmark FILE) …", err=True)
+        known = measure.here(checked, counted, listed)
+    made = report.Plan(checked, counted, listed, known)
+    values = report.as_json(made, parallel)
+    typer.echo(report.as_text(values))
+    if against:
+        table = measured.compare(made, against)
+        typer.echo(f"\nseconds of {against}, planned and measured\n{measured.as_text(table, known.gpu)}")
+        values["against"] = table.reset_index().to_dict("records")
+    if output:
+        write_json(output, values)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from beco.cli.options import ManifestPath, Output, Root, Split, Threads, app
+from beco.cli.options import ManifestPath, Output, Root, Settings, Split, Threads, app
 from beco.errors import UserError
 
 
@@ -84,7 +84,7 @@ def sweep_labels(
     cams: Annotated[Path, typer.Option(help="cams.h5, or with refine: irn the scores of beco refine")],
     background: Annotated[list[float], typer.Option(min=0, max=1, help="background score; repeatable")],
     output: Output,
-    settings: Annotated[str | None, typer.Option(help="settings of `labels`, YAML text or file")] = None,
+    settings: Settings = None,
     split: Split = "train",
     threads: Threads = 1,
 ) -> None:
@@ -121,13 +121,12 @@ def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
 
 def _published(options: list[str]) -> dict[str, str]:
     """`--published experiment=key` by experiment."""
-    from beco.config import nearest
-    from beco.published import figures
+    from beco.published import unknown
 
     found = {name: str(key) for name, key in _named(options, "--published")}
     for key in found.values():
-        if key not in figures():
-            raise UserError(f"--published: no `{key}` in beco/published.csv{nearest(key, figures())}")
+        if wrong := unknown("--published", key):
+            raise UserError(wrong)
     return found
 
 
@@ -151,6 +150,21 @@ def tables(
 
 
 @app.command()
+def comparison(
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV; Markdown and LaTeX are written beside it")],
+    settings: Annotated[str, typer.Option(help="title, experiments, vary: YAML text or file")],
+    runs: Runs,
+    labels: LabelFolders = [],  # noqa: B006
+    published: Published = [],  # noqa: B006
+) -> None:
+    """Write the table of some experiments, with what each gains over the first of its labels and networks."""
+    from beco.config import Comparison, read_settings
+    from beco.evaluation import comparisons as stage
+
+    stage.write_comparison(read_settings(Comparison, settings), *_sources(runs, labels), output, _published(published))
+
+
+@app.command()
 def report(
     manifest: ManifestPath,
     root: Root,
@@ -162,12 +176,18 @@ def report(
     published: Published = [],  # noqa: B006
     gallery: Annotated[int, typer.Option(min=0, help="pictures of each split")] = 24,
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+    comparisons: Annotated[str, typer.Option(help="`comparisons` of a configuration: YAML text")] = "{}",
 ) -> None:
     """Write the report: one page that needs nothing beside it."""
+    from beco.config import Comparison, parse_yaml, validate
     from beco.datasets import manifest as manifests
     from beco.evaluation import report as stage
 
     found, sources = _sources(runs, labels)
     pictures = manifests.read(manifest, root)
     figures = _published(published)
-    stage.write_report(pictures, "train", "val", cams, sources, found, classifier, gallery, output, title, figures)
+    named = parse_yaml(comparisons, "--comparisons")
+    compared = {name: validate(Comparison, entry, f"--comparisons: {name}") for name, entry in named.items()}
+    stage.write_report(
+        pictures, "train", "val", cams, sources, found, classifier, gallery, output, title, figures, compared
+    )

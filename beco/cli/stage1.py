@@ -39,9 +39,6 @@ def manifest(
     root: Root,
     output: Output,
     settings: Settings = None,
-    expect: Annotated[
-        list[Path], typer.Option(help="file or folder that a later stage needs, refused now if missing; repeatable")
-    ] = [],  # noqa: B006
     masks: Annotated[
         Path | None, typer.Option(help="format coco: the folder of render-masks; default: masks, beside the output")
     ] = None,
@@ -49,14 +46,8 @@ def manifest(
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
     from beco.datasets import formats
-    from beco.datasets.manifest import refuse
     from beco.files import write_json
 
-    missing = [path for path in expect if not path.exists()]
-    refuse(
-        (f"{path}: not there, and a later stage starts from it; put it there or correct the path" for path in missing),
-        "configuration",
-    )
     dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
     formats.build(dataset, output, masks)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})

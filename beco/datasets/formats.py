@@ -17,23 +17,29 @@ def build(dataset: Dataset, output: Path, masks: Path | None = None) -> Manifest
 
     Raises `UserError`, and `Problems` where several things are wrong, for anything missing, damaged or contradictory.
     """
-    if dataset.format == "coco":
-        folder_of_masks = masks or output.with_name("masks")
-        lists = dataset.train, dataset.val, dataset.classes
-        return coco.build(str(dataset.root), *lists, dataset.coco, folder_of_masks, output)
-    return BUILDERS[dataset.format](dataset, output)
+    return BUILDERS[dataset.format](dataset, output, masks or output.with_name("masks"))
 
 
-def _shapes(dataset: Dataset, output: Path) -> Manifest:
+def _shapes(dataset: Dataset, output: Path, masks: Path) -> Manifest:
     return voc.build(str(dataset.root), dataset.train, dataset.val, dataset.classes or shapes.CLASSES, output)
 
 
-def _voc(dataset: Dataset, output: Path) -> Manifest:
+def _voc(dataset: Dataset, output: Path, masks: Path) -> Manifest:
     return voc.build(str(dataset.root), dataset.train, dataset.val, dataset.classes, output)
 
 
-def _folder(dataset: Dataset, output: Path) -> Manifest:
+def _coco(dataset: Dataset, output: Path, masks: Path) -> Manifest:
+    lists = dataset.train, dataset.val, dataset.classes
+    return coco.build(str(dataset.root), *lists, dataset.coco, masks, output)
+
+
+def _folder(dataset: Dataset, output: Path, masks: Path) -> Manifest:
     return folder.build(str(dataset.root), dataset.labels, dataset.masks, dataset.val_share, dataset.classes, output)
 
 
-BUILDERS: dict[str, Callable[[Dataset, Path], Manifest]] = {"shapes": _shapes, "voc": _voc, "folder": _folder}
+BUILDERS: dict[str, Callable[[Dataset, Path, Path], Manifest]] = {
+    "shapes": _shapes,
+    "voc": _voc,
+    "coco": _coco,
+    "folder": _folder,
+}

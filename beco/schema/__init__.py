@@ -6,13 +6,14 @@ from beco.schema.networks import Encoder, Network
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
 from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels
 from beco.schema.stage2 import InferenceCrf, Mix, Prediction, Training
-from beco.schema.whole import Compute, Config, Experiment, Quality, Shards
+from beco.schema.whole import Comparison, Compute, Config, Experiment, Quality, Shards
 
 __all__ = [
     "Cam",
     "Classifier",
     "ClassifierOptimiser",
     "Coco",
+    "Comparison",
     "Compute",
     "Config",
     "Crf",

@@ -26,6 +26,23 @@ class Experiment(Section):
     )
 
 
+class Comparison(Section):
+    """A table of its own: some of the experiments, as a paper would set them side by side."""
+
+    title: str = Field("", description="what it is about, in a line")
+    experiments: list[str] = Field(
+        min_length=1,
+        description="names under `experiments`, in this order; each is compared with the first of the same labels and "
+        "networks",
+    )
+    vary: list[Annotated[str, Field(pattern=r"^(training|network|labels)(\.\w+)+$")]] = Field(
+        [], description="settings with a column of their own, such as training.mix.probability or labels.background"
+    )
+    published: list[str] = Field(
+        [], description="further published figures to stand beneath, keys of beco/published.csv"
+    )
+
+
 class Shards(Section):
     """Into how many jobs the work over pictures is scattered."""
 
@@ -72,9 +89,14 @@ class Config(Section):
     training: Training = Field(default_factory=Training, description="common to all experiments")
     prediction: Prediction = Field(default_factory=Prediction)
     experiments: dict[Name, Experiment] = Field(min_length=1, description="lines of the table by name")
+    comparisons: dict[Name, Comparison] = Field(
+        default_factory=dict, description="tables of their own by name, made in <dataset>/comparisons"
+    )
     quality: Quality = Field(default_factory=Quality)
     compute: Compute = Field(default_factory=Compute)
-    gallery: Annotated[int, Field(ge=0)] = Field(24, description="pictures of each split in the report's gallery")
+    gallery: Annotated[int, Field(ge=0)] = Field(
+        24, description="pictures of each split in the report's gallery; 1449 of both make a page of 50 MB"
+    )
 
     def needed(self) -> dict[str, str]:
         """Files and folders that stages after the manifest start from, by the key that names them."""
@@ -85,6 +107,37 @@ class Config(Section):
             f"labels.{name}.source.path": recipe.source.path for name, recipe in self.labels.items() if recipe.source
         }
         return {key: path for key, path in found.items() if path not in (None, "imagenet", "classifier")}
+
+    def pairs_of(self, name: str) -> str | None:
+        """The CRF recipe whose labels the IRN of a recipe learns from, where one has the same settings; else None."""
+        wanted = self.labels[name].for_pairs()
+        settings = wanted.model_dump(include=wanted.label_keys())
+        for other, recipe in self.labels.items():
+            if recipe.refine == "crf" and recipe.model_dump(include=recipe.label_keys()) == settings:
+                return other
+        return None
+
+    def scores_of(self, name: str) -> str | None:
+        """The recipe after whose IRN's walk a recipe makes its labels, shared by those of one IRN; None: the CAMs."""
+        recipe = self.labels[name]
+        if recipe.refine != "irn":
+            return None
+        keys = {"refine", "irn"} | recipe.for_pairs().label_keys()
+        wanted = recipe.model_dump(include=keys)
+        return next(other for other, found in self.labels.items() if found.model_dump(include=keys) == wanted)
+
+    def swept_settings(self, name: str) -> str:
+        """What a sweep depends on, as JSON: of a CRF recipe the CRF; its thresholds are what is swept."""
+        recipe = self.labels[name]
+        return recipe.model_dump_json(include={"refine", "crf"} & recipe.label_keys())
+
+    def swept(self) -> list[str]:
+        """The recipes that are swept, if any: not imports, and of those that are swept alike the first."""
+        first: dict[tuple[str, str | None], str] = {}
+        for name, recipe in self.labels.items():
+            if recipe.refine != "import":
+                first.setdefault((self.swept_settings(name), self.scores_of(name)), name)
+        return list(first.values()) if self.quality.backgrounds else []
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
@@ -98,7 +151,7 @@ class Config(Section):
                     raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if self.dataset.format == "coco" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
-        from beco.published import figures  # here: no stage but the tables depends on them
+        from beco.published import unknown  # here: no stage but the tables depends on them
 
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
@@ -113,9 +166,41 @@ class Config(Section):
                     f"experiments.{name}.network: no `{experiment.network}` under networks"
                     f"{nearest(experiment.network, self.networks)}"
                 )
-            if experiment.published is not None and experiment.published not in figures():
-                raise ValueError(
-                    f"experiments.{name}.published: no `{experiment.published}` in beco/published.csv"
-                    f"{nearest(experiment.published, figures())}"
-                )
+            if experiment.published is not None and (
+                wrong := unknown(f"experiments.{name}.published", experiment.published)
+            ):
+                raise ValueError(wrong)
         return self
+
+    @model_validator(mode="after")
+    def _comparisons_exist(self) -> Config:
+        from beco.published import unknown
+
+        for name, comparison in self.comparisons.items():
+            for key in comparison.published:
+                if wrong := unknown(f"comparisons.{name}.published", key):
+                    raise ValueError(wrong)
+            twice = {item for item in comparison.experiments if comparison.experiments.count(item) > 1}
+            if twice:
+                raise ValueError(f"comparisons.{name}.experiments: `{min(twice)}` comes twice; list it once")
+            for item in comparison.experiments:
+                if item not in self.experiments:
+                    near = nearest(item, self.experiments)
+                    raise ValueError(f"comparisons.{name}.experiments: no `{item}` under experiments{near}")
+                for path in comparison.vary:
+                    self._setting(f"comparisons.{name}.vary", self.experiments[item], path)
+        return self
+
+    def _setting(self, where: str, experiment: Experiment, path: str) -> None:
+        """Refuse a path of `vary` that names no setting of an experiment."""
+        part, *keys = path.split(".")
+        sections: dict[str, Section | None] = {
+            "training": experiment.training,
+            "network": self.networks[experiment.network],
+            "labels": self.labels.get(experiment.labels),
+        }
+        found: object = sections[part]
+        for key in keys:
+            if isinstance(found, Section) and key not in type(found).model_fields:
+                raise ValueError(f"{where}: no setting `{path}`{nearest(key, type(found).model_fields)}")
+            found = getattr(found, key, None)

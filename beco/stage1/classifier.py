@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from beco import encoders
 from beco.augment import ClassifierPictures, Normalise, unit_range
@@ -132,6 +131,8 @@ def _weights_hash(encoder: Encoder) -> str | None:
 @torch.inference_mode()
 def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, compute: Compute) -> dict[str, Any]:
     """Average precision of every class over a split, at the size `settings.resize`, and their mean."""
+    from torchmetrics.functional.classification import multilabel_average_precision  # here: it takes seconds
+
     device = choose_device(compute.device)
     network = network.eval().to(device)
     logits: dict[str, Tensor] = {}

@@ -34,14 +34,11 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
     ids = shard_ids(manifest.ids, shard)
     with store.create(output, **attributes) as writer:
         for image_id in tqdm(ids, desc="pseudo-labels", unit="picture", disable=not sys.stderr.isatty(), leave=False):
-            height, width = manifest.size(image_id)
-            cam = upsampled(source.get("cam", image_id), height, width)
-            values = source.attribute("cam", image_id, "classes")
+            cam, values = class_scores(manifest, source, settings, image_id)
             if settings.refine == "crf":
                 label, confidence = from_crf(manifest.image(image_id), cam, values, settings)
             else:
-                scores = share_of_maximum(cam) if settings.refine == "irn" else cam
-                label, confidence = from_scores(with_background(scores, settings.background), values)
+                label, confidence = from_scores(with_background(cam, settings.background), values)
             writer.put("label", image_id, label)
             writer.put("confidence", image_id, quantised(confidence))
 
@@ -51,6 +48,14 @@ def check_maps(maps: Store, settings: Labels) -> None:
     if ("walk" in maps.attributes) != (settings.refine == "irn"):
         wanted = "the scores of beco refine" if settings.refine == "irn" else "the CAMs of beco cams"
         raise UserError(f"{maps.path}: not what refine: {settings.refine} starts from; give {wanted}")
+
+
+def class_scores(manifest: Manifest, maps: Store, settings: Labels, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (K, H, W) float32 of a picture's classes at its own size, and their K label values."""
+    scores = upsampled(maps.get("cam", image_id), *manifest.size(image_id))
+    if settings.refine == "irn":
+        scores = share_of_maximum(scores)
+    return scores, maps.attribute("cam", image_id, "classes")
 
 
 def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from beco.batches import size_batches
 from beco.checkpoint import State
@@ -57,6 +56,8 @@ class Validator:
     @torch.inference_mode()
     def miou(self) -> float:
         """Mean IoU over the classes that occur in truth or prediction, in [0, 1]."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix  # here: it takes seconds
+
         device, side = choose_device(self.compute.device), self.settings.crop.size
         classes = len(self.pictures.classes) + 1
         confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)

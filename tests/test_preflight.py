@@ -1,0 +1,128 @@
+"""Before the first job: what would fail hours later is told, estimates only warn, and nothing is looked at twice."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from conftest import Checkout
+from plans import config
+from safetensors.torch import save_file
+
+from beco import check, preflight
+from beco.cli import dataset as cli
+from beco.errors import UserError
+
+
+def of_weights(path: Path) -> dict[str, Any]:
+    """Settings of networks, not of the classifier, that start from a file."""
+    encoder = {"name": "resnet10t", "weights": str(path)}
+    return {"networks": {"default": {"encoder": encoder, "decoder_channels": 8}}}
+
+
+def test_the_quick_look_leaves_the_pictures_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = {"name": "own", "format": "voc", "root": str(tmp_path / "gone")}
+    of = config(results=str(tmp_path), dataset=dataset)
+    cli.check(settings=of.model_dump_json(), quick=True)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(typer.Exit):
+        cli.check(settings=of.model_dump_json())
+    assert "gone" in capsys.readouterr().out
+
+
+def test_it_takes_the_list_of_an_earlier_run(tmp_path: Path) -> None:
+    listed = "image_id,split,image,mask,width,height,cat\na,train,a.jpg,,90,80,1\nb,val,b.jpg,,90,80,0\n"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "manifest.csv").write_text(listed)
+    of = config(results=str(tmp_path), dataset={"name": "own", "format": "voc", "root": "gone"})
+    data = check.check(of, quick=True)[0]
+    assert data.notes == ["2 pictures (1 train, 1 val), 1 classes, no masks"]
+    assert "batch_size (8)" in data.problems[0] and "more than the 1 training pictures" in data.problems[0]
+
+
+def test_estimates_warn_and_do_not_stop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+    settings = config(results=str(tmp_path)).model_dump_json()
+    cli.check(settings=settings, quick=True)
+    said = capsys.readouterr().out
+    assert said.startswith("beco: perhaps too little: ") and "make room" in said and said.count("\n") == 1
+    with pytest.raises(typer.Exit) as stopped:
+        cli.check(settings=settings)
+    assert stopped.value.exit_code == 1 and "To mend: 1." in capsys.readouterr().out
+
+
+def test_another_machine_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    of = config(results=str(tmp_path), compute={"device": "cuda"})
+    with pytest.raises(UserError, match="cuda asked for, but torch sees no GPU"):
+        cli.check(settings=of.model_dump_json(), quick=True)
+    cli.check(settings=of.model_dump_json(), quick=True, elsewhere=True)
+
+
+def test_only_what_is_new_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[list[str]] = []
+
+    def look(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        looks.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(preflight.subprocess, "run", look)
+    weights = tmp_path / "w.safetensors"
+    of, other = (
+        config(results=str(tmp_path), **of_weights(weights)),
+        config(results=str(tmp_path), gallery=3, **of_weights(weights)),
+    )
+    for asked, times in ((of, 1), (of, 1), (other, 2), (other, 2)):
+        preflight.preflight(asked, tmp_path / "own")
+        assert len(looks) == times
+    weights.write_bytes(b"now it is there")
+    preflight.preflight(other, tmp_path / "own")
+    preflight.preflight(other, tmp_path / "own", elsewhere=True)
+    assert len(looks) == 4 and "--elsewhere" in looks[-1] and "--elsewhere" not in looks[-2]
+
+
+def test_what_was_found_is_told_whole_and_again(tmp_path: Path) -> None:
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    labels = {"theirs": {"refine": "import", "source": {"path": str(tmp_path / "gone labels")}}}
+    single = {"a": {"recipe": "single", "labels": "theirs"}}
+    of = config(
+        results=str(tmp_path),
+        labels=labels,
+        experiments=single,
+        comparisons={},
+        **of_weights(tmp_path / "w.safetensors"),
+    )
+    for _ in range(2):
+        with pytest.raises(UserError) as refused:
+            preflight.preflight(of, tmp_path / "own")
+        first, *others = str(refused.value).splitlines()
+        assert first == "configuration: 2 problems:" and len(others) == 2
+        assert others[0].startswith("networks.default.encoder: ") and "w.safetensors" in others[0]
+        assert others[1].startswith("labels.theirs.source.path: ") and "gone labels: no such folder" in others[1]
+    assert not (tmp_path / "own" / preflight.NAME).exists()
+
+
+@pytest.mark.road
+def test_no_job_starts_that_a_later_one_would_be_in_vain_for(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    changes = of_weights(Path("w.safetensors")) | {"results": "out put"}
+    options = [f"{key}={value}" for key, value in changes.items()]
+    done = checkout.snakemake("--config", *options)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("beco: ")]
+    assert done.returncode == 1 and len(said) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert said[0].startswith("beco: networks.default.encoder: w.safetensors: lacks")
+    assert [path.name for path in (tmp_path / "out put" / "tiny").iterdir()] == [".lock"]  # and no job was started
+    assert checkout.snakemake("--dry-run", "--config", *options).returncode == 0
+    stamp = tmp_path / "out put" / "tiny" / preflight.NAME
+    deployed = checkout.snakemake("--sdm", "env-modules", "--until", "draw_shapes", "--config", *options)
+    assert deployed.returncode == 0 and not stamp.exists()  # who knows what is installed there
+    done = checkout.snakemake("--until", "manifest", "--config", "results=out put")
+    assert done.returncode == 0 and stamp.is_file()
