@@ -14,7 +14,7 @@ from beco.pseudolabels import PseudoLabels
 
 pytestmark = pytest.mark.road
 
-STAGE_TWO = {"train_segmenter": 2, "predict": 2, "evaluate": 2, "tables": 1, "report": 1}
+STAGE_TWO = {"train_segmenter": 2, "predict": 2, "evaluate": 2, "tabulate": 1, "report": 1}
 FROM_CRF = {"make_labels": 2, "gather_labels": 1, "evaluate_labels": 1, **STAGE_TWO}
 FROM_CLASSIFIER = {
     "train_classifier": 1,
@@ -86,7 +86,7 @@ def test_changed_stage_two_settings_rerun_stage_two(finished: Checkout) -> None:
 
 def test_a_setting_of_one_experiment_reruns_that_one(finished: Checkout) -> None:
     change = "experiments={beco: {training: {mix: {probability: 0.7}}}}"
-    alone = {"train_segmenter": 1, "predict": 1, "evaluate": 1, "tables": 1, "report": 1}
+    alone = {"train_segmenter": 1, "predict": 1, "evaluate": 1, "tabulate": 1, "report": 1}
     assert finished.planned("--config", change) == alone
 
 

@@ -1,12 +1,14 @@
 """What the rules share: the checked configuration, paths, and the slices of the configuration that each rule uses."""
 
+import json
+import os
 import shutil
 from pathlib import Path
-from shlex import quote
 
 from beco.config import parse_yaml, validate_config
 from beco.errors import UserError
 from beco.files import hold, read_json
+from beco.preflight import preflight
 from beco.sources import stage_hash
 
 
@@ -43,12 +45,25 @@ def refuse_other_dataset(checked, base):
             )
 
 
-def hold_results():
-    """Refuse a second run in the same results. Jobs and dry runs do not get here, and a killed run leaves no lock."""
+def begin(elsewhere, deployed):
+    """Refuse a second run in the same results, which a killed run is not, and what would fail hours later.
+
+    Jobs and dry runs do not get here. `elsewhere`: the jobs are another machine's. `deployed`: their software is not what
+    is installed here, so nothing can be said of it.
+    """
     try:
         hold(BASE)
+        if not deployed:
+            preflight(CONFIG, BASE, elsewhere)
     except UserError as error:
         raise SystemExit(f"beco: {error}")
+
+
+def cache_or_measure(rules):
+    """Take the benchmark off the rules whose results are kept between folders."""
+    for entry in rules:
+        if entry.cache.output:
+            entry._benchmark = None  # the property takes paths alone
 
 
 CONFIG = checked_config(config)
@@ -65,8 +80,24 @@ GPU = int(
     or (COMPUTE.device == "auto" and shutil.which("nvidia-smi") is not None)
 )
 ENVIRONMENT = "../../envs/beco.yaml"
+# Where results are kept between folders (`--cache`); their rules are not measured then, as Snakemake wants it. What their
+# hash does not see goes into their params (the shard), and what it should not see into their resources (the dataset's
+# folder: manifest_settings has it).
+CACHED = "SNAKEMAKE_OUTPUT_CACHE" in os.environ
 # What the report is made with besides its code, relative to the package.
-REPORT_FILES = ["evaluation/report.html.j2", "published.csv"]
+REPORT_PARTS = [
+    "parts.html.j2",
+    "comparisons.html.j2",
+    "gallery.html.j2",
+    "style.css",
+    "tables.js",
+    "gallery.js",
+]
+REPORT_FILES = [
+    "evaluation/report.html.j2",
+    *(f"evaluation/page/{name}" for name in REPORT_PARTS),
+    "published.csv",
+]
 
 
 container: "beco.sif"  # with --sdm apptainer; made from envs/beco.def
@@ -85,6 +116,7 @@ scattergather:
 wildcard_constraints:
     labels="|".join([*LABELS, "truth"]),
     experiment="|".join(CONFIG.experiments),
+    comparison="|".join(CONFIG.comparisons) or "(?!)",
     seed=r"\d+",
 
 
@@ -111,7 +143,11 @@ def dataset_files(wildcards):
 
 def manifest_settings():
     """The settings that the manifest follows from; not those of the masks alone, lest they rerun every training."""
-    left_out = {"shapes": True, "coco": CONFIG.dataset.coco.mask_keys()}
+    left_out = {
+        "name": True,
+        "shapes": True,
+        "coco": CONFIG.dataset.coco.mask_keys(),
+    }
     if CONFIG.dataset.format != "coco":
         left_out["coco"] = True
     return CONFIG.dataset.model_dump_json(exclude=left_out)
@@ -126,12 +162,6 @@ def masks_in_training(wildcards):
     """The same for a training that looks at masks: one on them, or with scores on the validation split."""
     looks = experiment_of(wildcards).training.validate_every
     return drawn_masks(wildcards) if looks or wildcards.labels == "truth" else []
-
-
-def expected_options():
-    """What later stages start from, for `beco manifest` to miss before hours are spent; no trigger, since a resource."""
-    paths = dict.fromkeys(CONFIG.needed().values())
-    return " ".join(f"--expect {quote(path)}" for path in paths)
 
 
 def weights_file(encoder):
@@ -178,33 +208,23 @@ def pair_settings(wildcards):
 
 def pair_labels(wildcards):
     """The confident labels that IRN learns from: a CRF recipe's of the same settings, if there is one, or its own."""
-    wanted = pair_settings(wildcards)
-    for name, recipe in CONFIG.labels.items():
-        same = recipe.model_dump_json(include=recipe.label_keys()) == wanted
-        if recipe.refine == "crf" and same:
-            return f"{BASE}/{name}/labels.h5"
-    return f"{BASE}/{wildcards.labels}/pairs.h5"
+    shared = CONFIG.pairs_of(wildcards.labels)
+    return (
+        f"{BASE}/{shared}/labels.h5"
+        if shared
+        else f"{BASE}/{wildcards.labels}/pairs.h5"
+    )
 
 
 def class_maps(wildcards):
-    """What labels are made of: the CAMs, or their scores after IRN's walk; these are shared by recipes of one IRN."""
-    recipe = CONFIG.labels[wildcards.labels]
-    if recipe.refine != "irn":
-        return f"{BASE}/cams.h5"
-    keys = {"refine", "irn"} | recipe.for_pairs().label_keys()
-    wanted = recipe.model_dump(include=keys)
-    same = [
-        name
-        for name, other in CONFIG.labels.items()
-        if other.model_dump(include=keys) == wanted
-    ]
-    return f"{BASE}/{same[0]}/scores.h5"
+    """What a recipe makes labels of: the CAMs, or their scores after IRN's walk, shared by recipes of one IRN."""
+    owner = CONFIG.scores_of(wildcards.labels)
+    return f"{BASE}/{owner}/scores.h5" if owner else f"{BASE}/cams.h5"
 
 
 def sweep_settings(wildcards):
-    """What a sweep of the background score depends on: of a CRF recipe, the CRF; its thresholds are what is swept."""
-    recipe = CONFIG.labels[wildcards.labels]
-    return recipe.model_dump_json(include={"refine", "crf"} & recipe.label_keys())
+    """The settings of the sweep of a path."""
+    return CONFIG.swept_settings(wildcards.labels)
 
 
 def sweep_options():
@@ -229,19 +249,7 @@ def quality_options():
 def label_quality():
     """What is measured of the labels: their quality, and the sweep if one is asked for."""
     found = [f"{BASE}/{name}/quality/metrics.json" for name in LABELS]
-    if CONFIG.quality.backgrounds:
-        found += [f"{BASE}/{name}/quality/sweep.csv" for name in swept_labels()]
-    return found
-
-
-def swept_labels():
-    """The recipes that are swept: not imports, and of several that differ in nothing but what is swept the first."""
-    first = {}
-    for name, recipe in CONFIG.labels.items():
-        if recipe.refine != "import":
-            keys = {"refine", "crf"} | ({"irn"} if recipe.refine == "irn" else set())
-            first.setdefault(recipe.model_dump_json(include=keys), name)
-    return list(first.values())
+    return found + [f"{BASE}/{name}/quality/sweep.csv" for name in CONFIG.swept()]
 
 
 def irn_settings(part):
@@ -286,31 +294,81 @@ def all_runs(pattern):
     return [pattern.format(run=run_folder(name, seed)) for name, seed in RUNS]
 
 
-def run_options():
-    """The runs as the tables and the report take them: --runs experiment:seed:labels=folder …"""
+def run_options(experiments):
+    """Runs as the tables and the report take them: --runs experiment:seed:labels=folder …"""
     named = [
         f"{name}:{seed}:{CONFIG.experiments[name].labels}={run_folder(name, seed)}"
         for name, seed in RUNS
+        if name in experiments
     ]
     return [word for option in named for word in ("--runs", option)]
 
 
-def label_options():
-    """The stage-one recipes as the tables and the report take them: --labels name=folder …"""
-    return [word for name in LABELS for word in ("--labels", f"{name}={BASE}/{name}")]
+def label_options(names):
+    """Stage-one recipes as the tables and the report take them: --labels name=folder …"""
+    return [word for name in names for word in ("--labels", f"{name}={BASE}/{name}")]
 
 
-def published_options():
-    """The published figures as the tables and the report take them: --published experiment=key …"""
-    named = [(name, entry.published) for name, entry in CONFIG.experiments.items()]
+def published_options(experiments):
+    """Published figures as the tables and the report take them: --published experiment=key …"""
+    named = [(name, CONFIG.experiments[name].published) for name in experiments]
     return [
         word for name, key in named if key for word in ("--published", f"{name}={key}")
     ]
 
 
+def compared(wildcards):
+    """The experiments of a comparison."""
+    return CONFIG.comparisons[wildcards.comparison].experiments
+
+
+def compared_labels(wildcards):
+    """The pseudo-labels that the experiments of a comparison learn from."""
+    learnt = [CONFIG.experiments[name].labels for name in compared(wildcards)]
+    return [name for name in LABELS if name in learnt]
+
+
+def compared_files(wildcards):
+    """What a comparison is made from; nothing of other experiments, lest they are trained for it."""
+    names = compared(wildcards)
+    runs = [run_folder(name, seed) for name, seed in RUNS if name in names]
+    return [
+        *(
+            f"{run}/{name}"
+            for run in runs
+            for name in ("metrics.json", "training.json")
+        ),
+        *(f"{BASE}/{name}/quality/metrics.json" for name in compared_labels(wildcards)),
+    ]
+
+
+def comparison_options(wildcards):
+    """A comparison as options of `beco comparison`."""
+    names = compared(wildcards)
+    return [
+        *("--settings", CONFIG.comparisons[wildcards.comparison].model_dump_json()),
+        *run_options(names),
+        *label_options(compared_labels(wildcards)),
+        *published_options(names),
+    ]
+
+
+def comparisons_text():
+    """The comparisons as the report takes them."""
+    return json.dumps(
+        {name: entry.model_dump() for name, entry in CONFIG.comparisons.items()}
+    )
+
+
+def all_tables():
+    """Every table: those of all experiments, and the comparisons."""
+    named = [f"{BASE}/comparisons/{name}.csv" for name in CONFIG.comparisons]
+    return [f"{BASE}/tables", *named]
+
+
 def get_final_output():
     """What a plain `snakemake` makes."""
-    return [f"{BASE}/tables", f"{BASE}/report.html"]
+    return [*all_tables(), f"{BASE}/report.html"]
 
 
 def spread_options():

@@ -41,16 +41,14 @@ rule manifest:
         mem_mb=growing(8000 if CONFIG.dataset.format == "coco" else 2000),
         runtime=growing(60),
         gpu=0,
-        expected=expected_options(),
-    params:
         root=dataset_root(),
+    params:
         settings=manifest_settings(),
         code=stage_hash("beco.datasets.formats"),
     message:
         "Reading and checking every picture, label and mask"
     shell:
-        "beco --log {log:q} manifest --root {params.root:q} --settings {params.settings:q} --output {output.manifest:q}"
-        " {resources.expected}"
+        "beco --log {log:q} manifest --root {resources.root:q} --settings {params.settings:q} --output {output.manifest:q}"
 
 
 rule render_masks:

@@ -104,7 +104,7 @@ rule sweep_labels:
         " --settings {params.settings:q} {params.backgrounds:q} --output {output:q} --threads {threads}"
 
 
-rule tables:
+rule tabulate:
     input:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/training.json"),
@@ -119,9 +119,9 @@ rule tables:
             labels={"table": "{name}"},
         ),
     log:
-        f"{BASE}/logs/tables.log",
+        f"{BASE}/logs/tabulate.log",
     benchmark:
-        f"{BASE}/benchmarks/tables.tsv"
+        f"{BASE}/benchmarks/tabulate.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -130,15 +130,46 @@ rule tables:
         runtime=growing(10),
         gpu=0,
     params:
-        runs=run_options(),
-        labels=label_options(),
-        published=published_options(),
+        runs=run_options(CONFIG.experiments),
+        labels=label_options(LABELS),
+        published=published_options(CONFIG.experiments),
         code=stage_hash("beco.evaluation.table_files", "published.csv"),
     message:
         "Tables"
     shell:
         "beco --log {log:q} tables {params.runs:q} {params.labels:q} {params.published:q}"
         " --classifier {input.classifier:q} --output {output:q}"
+
+
+rule compare:
+    input:
+        compared_files,
+    output:
+        table=report(
+            f"{BASE}/comparisons/{{comparison}}.csv",
+            caption="../report/comparison.rst",
+            category="Comparisons",
+            labels={"comparison": "{comparison}"},
+        ),
+        printed=multiext(f"{BASE}/comparisons/{{comparison}}", ".md", ".tex"),
+    log:
+        f"{BASE}/logs/compare.{{comparison}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/compare.{{comparison}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+        gpu=0,
+    params:
+        options=comparison_options,
+        code=stage_hash("beco.evaluation.comparisons", "published.csv"),
+    message:
+        "Comparison `{wildcards.comparison}`"
+    shell:
+        "beco --log {log:q} comparison {params.options:q} --output {output.table:q}"
 
 
 rule report:
@@ -168,9 +199,10 @@ rule report:
         root=dataset_root(),
         name=CONFIG.dataset.name,
         gallery=CONFIG.gallery,
-        runs=run_options(),
-        labels=label_options(),
-        published=published_options(),
+        runs=run_options(CONFIG.experiments),
+        labels=label_options(LABELS),
+        published=published_options(CONFIG.experiments),
+        comparisons=comparisons_text(),
         classifier=subpath(input.classifier, parent=True),
         code=stage_hash("beco.evaluation.report", *REPORT_FILES),
     message:
@@ -178,7 +210,7 @@ rule report:
     shell:
         "beco --log {log:q} report --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
         " --classifier {params.classifier:q} {params.runs:q} {params.labels:q} {params.published:q}"
-        " --gallery {params.gallery} --title {params.name:q} --output {output:q}"
+        " --comparisons {params.comparisons:q} --gallery {params.gallery} --title {params.name:q} --output {output:q}"
 
 
 rule archive:
@@ -214,6 +246,11 @@ rule archive:
 rule pseudo_labels:
     input:
         label_quality(),
+
+
+rule tables:
+    input:
+        all_tables(),
 
 
 rule scores:

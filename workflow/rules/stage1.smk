@@ -8,10 +8,12 @@ rule train_classifier:
     output:
         network=f"{BASE}/classifier/classifier.safetensors",
         scores=f"{BASE}/classifier/classifier.json",
+        history=f"{BASE}/classifier/history.csv",
     log:
         f"{BASE}/logs/train_classifier.log",
     benchmark:
         f"{BASE}/benchmarks/train_classifier.tsv"
+    cache: CACHED
     conda:
         ENVIRONMENT
     threads: COMPUTE.threads
@@ -19,18 +21,17 @@ rule train_classifier:
         mem_mb=growing(8000),
         runtime=720,
         gpu=GPU,
+        root=dataset_root(),
         device=COMPUTE.device,
         workers=COMPUTE.workers,
     params:
-        root=dataset_root(),
         settings=CONFIG.classifier.model_dump_json(),
-        folder=subpath(output.network, parent=True),
         code=stage_hash("beco.stage1.classifier"),
     message:
         "Training the classifier on image-level labels"
     shell:
-        "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {params.root:q}"
-        " --settings {params.settings:q} --output {params.folder:q} --replace"
+        "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {resources.root:q}"
+        ' --settings {params.settings:q} --output "$(dirname {output.network:q})" --replace'
         " --device {resources.device} --workers {resources.workers} --threads {threads}"
 
 
@@ -44,6 +45,7 @@ rule infer_cams:
         f"{BASE}/logs/infer_cams.{{scatteritem}}.log",
     benchmark:
         f"{BASE}/benchmarks/infer_cams.{{scatteritem}}.tsv"
+    cache: CACHED
     conda:
         ENVIRONMENT
     threads: COMPUTE.threads
@@ -51,16 +53,17 @@ rule infer_cams:
         mem_mb=growing(6000),
         runtime=growing(240),
         gpu=GPU,
+        root=dataset_root(),
         device=COMPUTE.device,
     params:
-        root=dataset_root(),
         settings=CONFIG.cam.model_dump_json(),
+        shard="{scatteritem}",
         code=stage_hash("beco.stage1.cam"),
     message:
         "Class activation maps, shard {wildcards.scatteritem}"
     shell:
-        "beco --log {log:q} cams --manifest {input.manifest:q} --root {params.root:q} --classifier {input.classifier:q}"
-        " --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+        "beco --log {log:q} cams --manifest {input.manifest:q} --root {resources.root:q} --classifier {input.classifier:q}"
+        " --settings {params.settings:q} --shard {params.shard:q} --output {output:q}"
         " --device {resources.device} --threads {threads}"
 
 
@@ -98,6 +101,7 @@ rule make_labels:
         f"{BASE}/logs/make_labels.{{labels}}.{{scatteritem}}.log",
     benchmark:
         f"{BASE}/benchmarks/make_labels.{{labels}}.{{scatteritem}}.tsv"
+    cache: CACHED
     conda:
         ENVIRONMENT
     threads: 1
@@ -105,15 +109,16 @@ rule make_labels:
         mem_mb=growing(3000),
         runtime=growing(720),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         settings=label_settings,
+        shard="{scatteritem}",
         code=stage_hash("beco.stage1.labels"),
     message:
         "Pseudo-labels `{wildcards.labels}`, shard {wildcards.scatteritem}"
     shell:
-        "beco --log {log:q} labels --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
-        " --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+        "beco --log {log:q} labels --manifest {input.manifest:q} --root {resources.root:q} --cams {input.cams:q}"
+        " --settings {params.settings:q} --shard {params.shard:q} --output {output:q}"
 
 
 rule gather_labels:
@@ -158,8 +163,8 @@ use rule make_labels as make_pairs with:
     benchmark:
         f"{BASE}/benchmarks/make_pairs.{{labels}}.{{scatteritem}}.tsv"
     params:
-        root=dataset_root(),
         settings=pair_settings,
+        shard="{scatteritem}",
         code=stage_hash("beco.stage1.labels"),
     message:
         "Confident labels for the IRN of `{wildcards.labels}`, shard {wildcards.scatteritem}"
@@ -192,6 +197,7 @@ rule train_irn:
         f"{BASE}/logs/train_irn.{{labels}}.log",
     benchmark:
         f"{BASE}/benchmarks/train_irn.{{labels}}.tsv"
+    cache: CACHED
     conda:
         ENVIRONMENT
     threads: COMPUTE.threads
@@ -199,19 +205,18 @@ rule train_irn:
         mem_mb=growing(16000),
         runtime=1440,
         gpu=GPU,
+        root=dataset_root(),
         device=COMPUTE.device,
         workers=COMPUTE.workers,
     params:
-        root=dataset_root(),
         settings=irn_settings("training"),
-        folder=subpath(output.network, parent=True),
         code=stage_hash("beco.stage1.irn_train"),
     message:
         "Training the inter-pixel relation network of `{wildcards.labels}`"
     shell:
-        "beco --log {log:q} train-irn --manifest {input.manifest:q} --root {params.root:q}"
+        "beco --log {log:q} train-irn --manifest {input.manifest:q} --root {resources.root:q}"
         " --classifier {input.classifier:q} --labels {input.labels:q} --settings {params.settings:q}"
-        " --output {params.folder:q} --replace"
+        ' --output "$(dirname {output.network:q})" --replace'
         " --device {resources.device} --workers {resources.workers} --threads {threads}"
 
 
@@ -226,6 +231,7 @@ rule random_walk:
         f"{BASE}/logs/random_walk.{{labels}}.{{scatteritem}}.log",
     benchmark:
         f"{BASE}/benchmarks/random_walk.{{labels}}.{{scatteritem}}.tsv"
+    cache: CACHED
     conda:
         ENVIRONMENT
     threads: COMPUTE.threads
@@ -233,16 +239,17 @@ rule random_walk:
         mem_mb=growing(6000),
         runtime=growing(720),
         gpu=GPU,
+        root=dataset_root(),
         device=COMPUTE.device,
     params:
-        root=dataset_root(),
         settings=irn_settings("walk"),
+        shard="{scatteritem}",
         code=stage_hash("beco.stage1.irn_walk"),
     message:
         "IRN's random walk for `{wildcards.labels}`, shard {wildcards.scatteritem}"
     shell:
-        "beco --log {log:q} refine --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
-        " --irn {input.network:q} --settings {params.settings:q} --shard {wildcards.scatteritem:q} --output {output:q}"
+        "beco --log {log:q} refine --manifest {input.manifest:q} --root {resources.root:q} --cams {input.cams:q}"
+        " --irn {input.network:q} --settings {params.settings:q} --shard {params.shard:q} --output {output:q}"
         " --device {resources.device} --threads {threads}"
 
 
