@@ -17,17 +17,18 @@ demo: env            ## the whole road on the embedded dataset, to results/shape
 env: $(BIN)/.installed   ## .venv from the hash-checked lock file; needs no compiler
 
 test: $(BIN)/.installed-dev
-	pytest -n $(shell nproc) --dist loadfile
+	pytest -n $(shell env -u OMP_NUM_THREADS nproc) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=12
 
 lint: $(BIN)/.installed-dev
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
 	mypy
+	pytest --collect-only -qq >/dev/null || { pytest --collect-only -q | tail -n 30; exit 1; }
 	snakemake --lint
 
-nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments, minutes to hours; KILLS=100 for more
-	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py
+nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments and Slurm's time limit, an hour; KILLS=100 for more
+	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py tests/test_slurm.py
 
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock" pyproject.toml

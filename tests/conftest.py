@@ -16,6 +16,14 @@ settings.load_profile("busy")  # how long an example takes says more of the mach
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; a pool of threads each would only fight
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files first, those that walk roads last; but Slurm's at once, which mostly waits for its queue."""
+    slow = {item.path for item in items if item.get_closest_marker("road")}
+    items.sort(key=lambda item: (item.path.name != "test_slurm.py", item.path in slow))  # stable
+
+
 BIN = Path(sys.executable).parent
 
 

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import Checkout
 from PIL import Image
 from typer.testing import CliRunner
 
 from beco.cli import app
-from beco.datasets.manifest import COLUMNS, Manifest, write
+from beco.config import Shapes
+from beco.datasets.manifest import COLUMNS, Manifest, read, write
 from beco.datasets.palette import read_index_png, write_index_png
+from beco.datasets.shapes import CLASSES, draw
+from beco.datasets.voc import VOC_CLASSES
 from beco.errors import UserError
 from beco.evaluation.archive import write_archive
 
@@ -107,6 +111,28 @@ def test_the_command(predictions: Path, tmp_path: Path) -> None:
         assert len(archive.getnames()) == 3
     refused = CliRunner().invoke(app, ["archive", str(predictions), "--output", output, "--set", "train"])
     assert isinstance(refused.exception, UserError) and "--set: no set `train`" in str(refused.exception)
+
+
+@pytest.mark.road
+def test_a_set_in_voc_layout_from_pictures_to_the_archive(tmp_path: Path) -> None:
+    """The road of VOC, with its 20 classes, from a folder like its own."""
+    checkout, root = Checkout(tmp_path / "checkout"), tmp_path / "VOC 2012"
+    draw(root, Shapes(train=16, val=6))
+    for kind, other in zip(CLASSES, VOC_CLASSES, strict=False):  # six of VOC's names
+        for path in (root / "Annotations").glob("*.xml"):
+            path.write_text(path.read_text().replace(f">{kind}<", f">{other}<"))
+    settings = yaml.safe_load((checkout.folder / "tests" / "tiny.yaml").read_text())
+    settings["dataset"] = {"name": "voc", "format": "voc", "root": str(root)}
+    del settings["labels"]["crf"]
+    settings["experiments"] = {"beco": {"recipe": "beco", "labels": "cam"}}
+    (checkout.folder / "tests" / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    done = checkout.snakemake("--", "archives", "tables", "report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = checkout.folder / "results" / "voc"
+    assert read(base / "manifest.csv", root).classes == VOC_CLASSES
+    with tarfile.open(base / "cam" / "beco" / "seed0" / "archive.tar.gz") as archive:
+        assert len(archive.getnames()) == 6 and "results/VOC2012/Segmentation/comp6_val_cls" in archive.getnames()[0]
+    assert "beco" in (base / "tables" / "recipes.csv").read_text() and (base / "report.html").exists()
 
 
 @pytest.mark.road

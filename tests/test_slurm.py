@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -84,6 +85,37 @@ def test_the_road_through_slurm_with_a_job_lost(tmp_path: Path, cluster: Cluster
     assert_same_results(there.folder / "results" / "tiny", here.folder / "results" / "tiny")
     submitted = re.findall("has been submitted with SLURM jobid", (there.folder / "snakemake.out").read_text())
     assert len(submitted) == 16  # 15 jobs, one of them twice
+
+
+@pytest.mark.skipif(not os.environ.get("BECO_KILLS"), reason="make nightly: a time limit is minutes")
+def test_a_time_limit_during_a_training(tmp_path: Path, cluster: Cluster) -> None:
+    """Slurm announces the end of the job's time; the training saves, is submitted again, and ends as it would have."""
+    here, there = checkout_of_the_road(tmp_path / "here"), checkout_of_the_road(tmp_path / "there")
+    there.environment |= cluster.environment
+    wanted = ("--", "results/tiny/classifier/classifier.json")
+    assert started(here, "--cores", "1", *wanted).wait(600) == 0
+    history = pd.read_csv(here.folder / "results" / "tiny" / "classifier" / "history.csv")
+    steps = int(STEPS * 130 / history["seconds"].iloc[-1])  # seconds: too long for what follows
+    for checkout in (here, there):
+        settings = yaml.safe_load((checkout.folder / "road.yaml").read_text())
+        settings["classifier"]["schedule"]["steps"] = steps
+        (checkout.folder / "road.yaml").write_text(yaml.safe_dump(settings))
+    profile = ("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue")
+    limit = ("train_classifier:runtime=3", "train_classifier:slurm_extra='--signal=TERM@60'")  # after 1 to 2 minutes
+    run = started(there, *profile, "--retries", "9", "--set-resources", *limit, *wanted)
+    try:
+        assert run.wait(1800) == 0, (there.folder / "snakemake.out").read_text()[-2000:]
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    logs = (there.folder / ".snakemake" / "slurm_logs" / "rule_train_classifier").glob("*.log")
+    stops = [found for log in logs for found in re.findall(rf"SIGTERM at step (\d+) of {steps}", log.read_text())]
+    print(f"stopped at {', '.join(sorted(stops, key=int))} of {steps} steps")
+    assert stops and started(here, "--cores", "1", *wanted).wait(1200) == 0
+    name = Path("results/tiny/classifier/classifier.safetensors")
+    first, second = (load_file(checkout.folder / name) for checkout in (here, there))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def watch(run: subprocess.Popen[str], folder: Path) -> tuple[dict[str, list[list[str]]], str]:
