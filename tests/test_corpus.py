@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import shutil
 import sys
@@ -42,8 +41,7 @@ class Outcome:
 
 def run(arguments: list[str]) -> tuple[int, str]:
     """Exit status and standard error of `beco` in this process, as its console script would have them."""
-    logger, before = logging.getLogger("beco"), sys.argv
-    kept = list(logger.handlers)
+    before = sys.argv
     error = io.StringIO()
     sys.argv = ["beco", *arguments]
     status = 0
@@ -53,7 +51,7 @@ def run(arguments: list[str]) -> tuple[int, str]:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     finally:
-        sys.argv, logger.handlers = before, kept
+        sys.argv = before
     return status, error.getvalue()
 
 

@@ -38,9 +38,13 @@ def _options(
     logger = logging.getLogger("beco")
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    for handler in [one for one in logger.handlers if one.name == __name__]:  # of an earlier command in this process
+        logger.removeHandler(handler)
+        handler.close()
     handlers: list[logging.Handler] = [logging.FileHandler(log, mode="w")] if log else []
     if not (log and sys.stderr.isatty()):  # on a terminal a bar shows the progress, and the file keeps the lines
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
+        handler.name = __name__
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
