@@ -52,5 +52,12 @@ touch $@
 endef
 
 .PHONY: .uv-there
-.uv-there:           # uv itself, where it is missing
-	command -v $(UV) >/dev/null || python3 -m pip install --quiet --target .uv uv==$(UV_VERSION)
+.uv-there:           # uv itself, where it is missing; a python3 of uv's own environments has no pip to fetch it with
+	@command -v $(UV) >/dev/null && exit
+	for python in $$(type -aP python3); do
+	  $$python -c "import pip" 2>/dev/null || continue
+	  $$python -m pip install --quiet --target .uv uv==$(UV_VERSION)
+	  exit
+	done
+	echo "uv: not installed, and no python3 with pip to fetch it with; install one (pip install uv, apt-get install python3-pip)"
+	exit 1
