@@ -58,7 +58,8 @@ def settings(**more: Any) -> Training:
 
 def validator(pictures: manifests.Manifest, networks: list[Any], best: Path, **more: Any) -> Validator:
     metadata = {"classes": json.dumps(pictures.classes), "count": str(len(networks))}
-    return Validator(networks, pictures.split("val"), settings(**more), Compute("cpu"), best, metadata)
+    parts = pictures.split("val"), pictures.split("train")
+    return Validator(networks, *parts, settings(**more), Compute("cpu"), best, metadata)
 
 
 def test_the_score_is_the_mean_iou_of_the_averaged_networks(pictures: manifests.Manifest, tmp_path: Path) -> None:
@@ -92,6 +93,56 @@ def test_without_masks_there_is_nothing_to_choose_by(pictures: manifests.Manifes
     bare = replace(pictures, table=pictures.table.assign(mask=""))
     with pytest.raises(UserError, match=r"training\.validate_every: .*no masks"):
         validator(bare, [Fixed(0, 1.0)], tmp_path / "best")
+
+
+def test_trust_in_online_labels_by_hand(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    train = pictures.split("train")
+    truth = np.stack([train.mask(name) for name in train.ids])
+    share = (truth[truth != 255] == 0).mean()
+    # softmax of the favoured class: e^s / (e^s + K), here 0.9
+    sure = Fixed(0, float(np.log(9 * len(shapes.CLASSES))))
+    found = validator(pictures, [sure], tmp_path / "best", watch_labels=8, mix={"online_threshold": 0.89}).online()
+    assert found == {"online_trusted": 1.0, "online_right": pytest.approx(share)}
+    found = validator(pictures, [sure], tmp_path / "best", watch_labels=8, mix={"online_threshold": 0.91}).online()
+    assert found == {"online_trusted": 0.0, "online_right": 0.0}
+
+
+@pytest.mark.parametrize(("asked", "looked_at"), [(8, 8), (5, 4), (4, 4), (1, 1), (100, 8)])
+def test_as_many_pictures_are_watched_as_asked_for_at_most(
+    pictures: manifests.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, looked_at: int
+) -> None:
+    seen: list[str] = []
+    inner = Validator._squeezed
+    monkeypatch.setattr(Validator, "_squeezed", lambda self, at, ids: (seen.extend(ids), inner(self, at, ids))[1])
+    validator(pictures, [Fixed(0, 1.0)], tmp_path / "best", watch_labels=asked).online()
+    assert len(set(seen)) == len(seen) == looked_at and set(seen) <= set(pictures.split("train").ids)
+
+
+def test_pictures_without_masks_are_not_watched(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    bare = replace(
+        pictures, table=pictures.table.assign(mask=pictures.table["mask"].where(pictures.table["split"] == "val", ""))
+    )
+    check = validator(bare, [Fixed(0, 1.0)], tmp_path / "best", watch_labels=8)
+    assert set(check(State(history=[{}]))) == {"val_miou"}
+
+
+def test_watching_needs_a_time_to_look() -> None:
+    with pytest.raises(ValueError, match="watch_labels looks when scores are taken; set validate_every"):
+        settings(validate_every=None, watch_labels=3)
+
+
+def test_watching_changes_nothing(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    def trained(name: str, **more: Any) -> tuple[dict[str, Tensor], pd.DataFrame]:
+        chosen = settings(**more)
+        folder, compute = tmp_path / name, Compute("cpu")
+        training.train(pictures, "train", "val", None, None, NETWORK, chosen, "beco", 0, compute, folder, False)
+        return load_network(folder / "networks.safetensors")[0], pd.read_csv(folder / "history.csv")
+
+    plain, watched = trained("plain", validate_every=None), trained("watched", validate_every=2, watch_labels=8)
+    assert all(torch.equal(value, watched[0][key]) for key, value in plain[0].items())
+    assert "online_right" not in plain[1]
+    assert watched[1]["online_right"].notna().tolist() == [False, True, False, True]
+    assert watched[1][["online_trusted", "online_right"]].dropna().stack().between(0, 1).all()
 
 
 @pytest.mark.parametrize("choose", ["last", "best"])

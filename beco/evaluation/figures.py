@@ -1,151 +1,23 @@
-"""Plots as inline SVG that follows the page's light or dark scheme.
+"""Plots of results and of pseudo-labels.
 
-Each function returns an `<svg>` element as text, or None where there is nothing to draw. Series colours are
-those of Okabe & Ito ("Color Universal Design", 2008), which stay apart for colour-blind readers; lines also
-differ in dashes and points in shape. Matplotlib is imported when the first plot is drawn.
+Each function returns an `<svg>` element as text, or None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from beco.evaluation.tables import Run, read_csv
+from beco.evaluation.svg import COLOURS, INK, MARKERS, PAPER, colour_of, drawn, legend, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#A6761D"]
 MOST_LINES = 8
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (1, 1)), (0, (4, 1, 1, 1))]
-# Placeholders that become the page's own text and line colours.
-INK, RULE, PAPER = "#010203", "#040506", "#070809"
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.parse_math": False,  # a class may be called a$b
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": INK,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
-
-
-def colour_of(names: Iterable[str]) -> dict[str, str]:
-    """One colour per name, in order; they repeat after eight."""
-    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(dict.fromkeys(names))}
-
-
-def _svg(draw: Any, width: float, height: float, label: str, columns: int = 1) -> str:
-    """Let `draw(figure, axes)` paint, and return the SVG; `label` is read out by screen readers."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": label})  # type: ignore[dict-item]
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure, figure.subplots(1, columns))
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return _inline(stream.getvalue(), label)
-
-
-def _inline(text: str, label: str) -> str:
-    """A stand-alone SVG file as an element of a page: no prologue, no clashing ids, its own colours."""
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    width, height = size.groups() if size else ("600", "300")
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    used = set(re.findall(r'#([\w-]+)["\)]', body))  # salted by matplotlib; all others repeat in every figure
-    body = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
-    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
-    body = body.replace(INK, "currentColor").replace(RULE, "var(--rule)").replace(PAPER, "var(--paper)")
-    limits = f"max-width:{float(width):.0f}pt;min-width:{0.7 * float(width):.0f}pt"  # letters stay readable
-    view = f'viewBox="0 0 {width} {height}" style="{limits}"'
-    return f'<svg role="img" aria-label="{escape(label)}" {view}>{body}'
-
-
-def training_curves(runs: list[Run]) -> str | None:
-    """Loss by epoch: a colour and dashes for each experiment, a thin line for each further seed."""
-    return _curves(runs, lambda frame: ["loss"] if "loss" in frame else [], "training loss", "Training loss by epoch")
-
-
-def share_curves(runs: list[Run]) -> str | None:
-    """Every `share_…` column of the histories by epoch, one panel each."""
-    return _curves(
-        runs,
-        lambda frame: [name for name in frame if name.startswith("share_")],
-        "",
-        "Shares of pixels during training",
-    )
-
-
-def _curves(runs: list[Run], choose: Any, ylabel: str, label: str) -> str | None:
-    colours = colour_of(run.experiment for run in runs)
-    dashes = {name: DASHES[index % len(DASHES)] for index, name in enumerate(colours)}
-    histories = [(run, read_csv(run.folder / "history.csv")) for run in runs if (run.folder / "history.csv").is_file()]
-    panels = list(dict.fromkeys(name for _, frame in histories for name in choose(frame)))[:3]
-    if not panels:
-        return None
-
-    def draw(figure: Figure, axes: Any) -> None:
-        for axis, name in zip(np.atleast_1d(axes), panels, strict=True):
-            named: set[str] = set()
-            for run, frame in histories:
-                if name in frame and frame[name].notna().any():
-                    line = frame.groupby("epoch")[name].mean()
-                    first = run.experiment not in named
-                    named.add(run.experiment)
-                    axis.plot(
-                        line.index, line, color=colours[run.experiment], linewidth=1.4 if first else 0.7,
-                        linestyle=dashes[run.experiment], alpha=1 if first else 0.7,
-                        marker="o" if len(line) == 1 else None, label=run.experiment if first else None,
-                    )  # fmt: skip
-            axis.set(xlabel="epoch", ylabel=ylabel or name.replace("_", " "), ylim=(0, None))
-            axis.margins(x=0.01)
-            _whole_numbers(axis)
-        _legend(figure, np.atleast_1d(axes)[0])
-
-    return _svg(draw, 5.4 if len(panels) < 3 else 7.2, 3.6, label, len(panels))
-
-
-def classifier_curve(history: pd.DataFrame) -> str | None:
-    """Loss of the classifier by epoch, and beside it the mAP where the history has one."""
-    names = [name for name in ("loss", "map", "val_map") if name in history and "epoch" in history]
-    if not names:
-        return None
-
-    def draw(figure: Figure, axes: Any) -> None:
-        for axis, name in zip(np.atleast_1d(axes), names, strict=True):
-            line = history.groupby("epoch")[name].mean()
-            axis.plot(line.index, line, color=COLOURS[0], marker="o" if len(line) < 30 else None, markersize=3)
-            axis.set(xlabel="epoch", ylabel="loss" if name == "loss" else "mAP", ylim=(0, None))
-            _whole_numbers(axis)
-
-    return _svg(draw, 3.6 * len(names), 2.8, "Classifier training", len(names))
 
 
 def class_bars(table: pd.DataFrame, experiments: list[str]) -> str | None:
@@ -168,10 +40,10 @@ def class_bars(table: pd.DataFrame, experiments: list[str]) -> str | None:
         axis.set(xlim=(0, 100), xlabel="IoU (%)", ylim=(len(table) - 0.4, -0.6))
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
-        _legend(figure, axis, 100)
+        legend(figure, axis, 100)
 
     height = 1.2 + len(table) * max(0.3, 0.13 * len(experiments) + 0.08)
-    return _svg(draw, 7.2, height, "Intersection over union by class")
+    return drawn(draw, 7.2, height, "Intersection over union by class")
 
 
 def quality_scatter(recipes: pd.DataFrame, runs: pd.DataFrame) -> str | None:
@@ -197,9 +69,9 @@ def quality_scatter(recipes: pd.DataFrame, runs: pd.DataFrame) -> str | None:
         _scatter_points(axis, known, seeds, list(recipes["experiment"]), 0.022 * (high - low))
         axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axis.set(xlabel="mIoU of its pseudo-labels, training split (%)", ylabel="mIoU, evaluation split (%)")
-        _legend(figure, axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.2, 5.2, "Pseudo-label quality against final quality")
+    return drawn(draw, 5.2, 5.2, "Pseudo-label quality against final quality")
 
 
 def _scatter_points(
@@ -246,9 +118,9 @@ def border_errors(
             )  # fmt: skip
         axis.set_xticks(range(len(names)), names)
         axis.set(xlabel="distance to the true border (pixels)", ylabel="wrong pixels (%)", ylim=(0, None))
-        _legend(figure, axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.4, 4.6, "Error rate by distance to the true border")
+    return drawn(draw, 5.4, 4.6, "Error rate by distance to the true border")
 
 
 def _distances(rows: list[dict[str, Any]]) -> list[str]:
@@ -269,10 +141,10 @@ def trimap_curves(results: Mapping[str, list[list[float | None]]], of: str = "")
                 marker=MARKERS[index % len(MARKERS)], label=name,
             )  # fmt: skip
         axis.set(xlabel="within this many pixels of a true border", ylabel="mIoU (%)")
-        _whole_numbers(axis)
-        _legend(figure, axis)
+        whole_numbers(axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.4, 4.6, f"IoU near the true borders{of}")
+    return drawn(draw, 5.4, 4.6, f"IoU near the true borders{of}")
 
 
 def calibration(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
@@ -296,9 +168,9 @@ def calibration(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
                 marker=MARKERS[index % len(MARKERS)], alpha=0.8, edgecolor=PAPER, label=f"labels {name}",
             )  # fmt: skip
         axis.set(xlabel="confidence (margin of the best class)", ylabel="right pixels (%)", xlim=(-0.03, 1.03))
-        _legend(figure, axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.4, 4.6, "Right pixels by confidence")
+    return drawn(draw, 5.4, 4.6, "Right pixels by confidence")
 
 
 def border_trust(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
@@ -323,9 +195,9 @@ def border_trust(labels: Mapping[str, list[dict[str, Any]]]) -> str | None:
         for axis, text in zip(axes, ("reliable pixels (%)", "wrong pixels (%)"), strict=True):
             axis.set_xticks(range(len(names)), names)
             axis.set(xlabel="distance to the true border (pixels)", ylabel=text, ylim=(0, None))
-        _legend(figure, axes[0], 100)
+        legend(figure, axes[0], 100)
 
-    return _svg(draw, 8.4, 4.2, "Reliable pixels and their errors by distance to the true border", 2)
+    return drawn(draw, 8.4, 4.2, "Reliable pixels and their errors by distance to the true border", 2)
 
 
 def sweep_curves(swept: pd.DataFrame) -> str | None:
@@ -345,9 +217,9 @@ def sweep_curves(swept: pd.DataFrame) -> str | None:
                 markeredgecolor=PAPER,
             )  # fmt: skip
         axis.set(xlabel="background score", ylabel="mIoU, training split (%)")
-        _legend(figure, axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.4, 4.6, "Quality of the pseudo-labels by background score")
+    return drawn(draw, 5.4, 4.6, "Quality of the pseudo-labels by background score")
 
 
 def setting_curve(rows: pd.DataFrame, name: str, of: str = "") -> str | None:
@@ -366,24 +238,10 @@ def setting_curve(rows: pd.DataFrame, name: str, of: str = "") -> str | None:
             )  # fmt: skip
         axis.set(xlabel=name, ylabel="evaluation split (%)")
         axis.set_xticks(sorted(set(shown["value"])))
-        _legend(figure, axis)
+        legend(figure, axis)
 
-    return _svg(draw, 5.4, 3.6, f"Results by {name}{of}")
+    return drawn(draw, 5.4, 3.6, f"Results by {name}{of}")
 
 
 def _shares(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [np.nan if row[key] is None else 100 * row[key] for row in rows]
-
-
-def _legend(figure: Figure, axis: Axes, characters: int = 75) -> None:
-    """A legend above the plot, as many entries in a line as about `characters` have room for."""
-    handles, names = axis.get_legend_handles_labels()
-    if names:
-        fitting = max(characters // (max(map(len, names)) + 6), 1)
-        figure.legend(handles, names, loc="outside upper left", ncols=min(fitting, len(names)), fontsize=9)
-
-
-def _whole_numbers(axis: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from beco.config import Comparison
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
-from beco.evaluation import bootstrap, comparisons, differences, figures, label_tables, tables
+from beco.evaluation import bootstrap, comparisons, curves, differences, figures, label_tables, tables
 from beco.evaluation.gallery import labels_gallery, results_gallery
 from beco.evaluation.layers import ERRORS, SAFE, VOID_COLOUR
 from beco.evaluation.table_files import DIFFERENCES_NOTE, over_pictures
@@ -123,8 +123,9 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
     results = {run.experiment: run.metrics().get("border_error", []) for run in reversed(runs)}  # first seed stays
     plots = {
         "scatter": figures.quality_scatter(recipes, run_table),
-        "loss": figures.training_curves(shown),
-        "shares": figures.share_curves(shown),
+        "loss": curves.training_curves(shown),
+        "shares": curves.share_curves(shown),
+        "online": curves.online_curves(shown, _reliable(label_sources, shown)),
         "classes": figures.class_bars(classes, experiments),
         "border": figures.border_errors(errors, {name: results[name] for name in experiments}),
         "trimap": figures.trimap_curves({name: comparisons.by_seed(runs, name, "trimap_iou") for name in experiments}),
@@ -158,6 +159,12 @@ def _label_figures(label_sources: list[LabelSource]) -> dict[str, str | None]:
         "trust": figures.border_trust(trust),
         "sweep": figures.sweep_curves(label_tables.sweep_table(label_sources)),
     }
+
+
+def _reliable(label_sources: list[LabelSource], runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Share and accuracy of the reliable pixels of the labels that the runs learnt from."""
+    learnt = {run.labels for run in runs}
+    return {source.name: source.metrics().get("reliable", {}) for source in label_sources if source.name in learnt}
 
 
 def _best(recipes: pd.DataFrame) -> dict[str, Any] | None:
@@ -244,11 +251,11 @@ def _classifier(folder: Path | None, output: Path) -> dict[str, Any] | None:
     ap = tables.classifier_table(folder / "classifier.json").to_dict("records")
     kept = read_json(folder / "classifier.json")
     history = folder / "history.csv"
-    curve = figures.classifier_curve(tables.read_csv(history)) if history.is_file() else None
+    drawn = curves.classifier_curve(tables.read_csv(history)) if history.is_file() else None
     return {
         "map": ap[-1]["ap"],
         "ap": ap[:-1],
-        "curve": Markup(curve) if curve else None,
+        "curve": Markup(drawn) if drawn else None,
         "settings": _yaml({key: value for key, value in kept.items() if key not in ("map", "ap")}),
         "files": _links(folder, ["classifier.json", "history.csv"], output),
     }

@@ -306,8 +306,9 @@ def _run(config: Config, pictures: Pictures, experiment: Experiment, run: str) -
     ]
     if settings.validate_every:
         epochs = steps // max(pictures.train // batch, 1) // settings.validate_every
-        work.append(_infer(spec, [(size, size)] * many, epochs * pictures.val, 16))
-        work.append(Work("read", epochs * pictures.val, pictures.pixels))
+        looked_at = pictures.val + min(settings.watch_labels or 0, pictures.train)
+        work.append(_infer(spec, [(size, size)] * many, epochs * looked_at, 16))
+        work.append(Work("read", epochs * looked_at, pictures.pixels))
     needs = [] if experiment.labels == "truth" else [_labels_job(config, experiment.labels)]
     needs += ["train_classifier"] if network.encoder.weights == "classifier" else []
     needs += _masks(config) if settings.validate_every or experiment.labels == "truth" else ()

@@ -61,6 +61,11 @@ class Training(Section):
     validate_every: Count | None = Field(
         None, description="epochs between scores on the validation split during training; null: none"
     )
+    watch_labels: Count | None = Field(
+        None,
+        description="training pictures with masks on which online labels are compared with the truth, whenever "
+        "validate_every scores: a curve in the report, from which nothing learns; null: none",
+    )
     choose: Literal["last", "best"] = Field(
         "last", description="weights that are kept: the last, or the best on the validation split"
     )
@@ -71,6 +76,8 @@ class Training(Section):
     def _best_needs_scores(self) -> Training:
         if self.choose == "best" and self.validate_every is None:
             raise ValueError("choose: best needs scores to choose by; set validate_every, such as 1")
+        if self.watch_labels and self.validate_every is None:
+            raise ValueError("watch_labels looks when scores are taken; set validate_every, such as 1")
         return self
 
 

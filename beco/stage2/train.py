@@ -69,7 +69,7 @@ def train(
     best = output / "best.safetensors"
     validator = None
     if settings.validate_every:
-        validator = Validator(networks, manifest.split(val_split), settings, compute, best, metadata)
+        validator = Validator(networks, manifest.split(val_split), pictures, settings, compute, best, metadata)
         identity["validation"] = validator.pictures.table.to_csv()
     state = fit(
         RecipeTask(networks, recipe, settings, len(manifest.classes)),

@@ -1,12 +1,13 @@
-"""Scores on the validation split while a training runs."""
+"""Scores on the validation split while a training runs, and how far its online labels can be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from beco.batches import size_batches
 from beco.checkpoint import State
@@ -16,25 +17,29 @@ from beco.encoders import save_network
 from beco.engine import Compute, choose_device
 from beco.errors import UserError
 from beco.stage2.networks import Segmenter
+from beco.stage2.recipes import online_labels
 
 
 class Validator:
     """mIoU of the averaged networks on pictures and masks squeezed to the crop's size, as BECO watches its training.
 
     The number is for curves and for `choose: best`; final scores come from `beco predict` and `beco evaluate`. The
-    best networks so far are kept in `best`.
+    best networks so far are kept in `best`. With `watch_labels`, some pictures of `learnt`, the training split, tell
+    how many online labels are trusted and how many of these are right.
     """
 
     def __init__(
         self,
         networks: list[Segmenter],
         manifest: Manifest,
+        learnt: Manifest,
         settings: Training,
         compute: Compute,
         best: Path,
         metadata: dict[str, str],
     ) -> None:
         self.networks, self.pictures, self.settings = networks, manifest.with_masks(), settings
+        self.learnt = learnt.with_masks()
         self.compute, self.best, self.metadata = compute, best, metadata
         if not len(self.pictures):
             raise UserError(
@@ -51,26 +56,47 @@ class Validator:
             state.best, state.best_epoch = score, epoch
             if self.settings.choose == "best":
                 save_network(nn.ModuleList(self.networks), self.best, self.metadata)
-        return {"val_miou": score}
+        return {"val_miou": score, **self.online()}
 
     @torch.inference_mode()
     def miou(self) -> float:
         """Mean IoU over the classes that occur in truth or prediction, in [0, 1]."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # here: it takes seconds
 
-        device, side = choose_device(self.compute.device), self.settings.crop.size
         classes = len(self.pictures.classes) + 1
-        confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
-        for network in self.networks:
-            network.eval()
-        for ids, images in size_batches(self.pictures, self.pictures.ids, None, 16, "validation"):
-            squeezed = nn.functional.interpolate(images.to(device), (side, side), mode="bilinear", antialias=True)
-            mean = torch.stack([network(squeezed) for network in self.networks]).mean(0)
-            truth = torch.stack([self._mask(image_id, side) for image_id in ids]).to(device)
-            confusion += multiclass_confusion_matrix(mean.argmax(1), truth, classes, ignore_index=IGNORE)
+        confusion = torch.zeros(classes, classes, dtype=torch.long, device=choose_device(self.compute.device))
+        for logits, truth in self._squeezed(self.pictures, self.pictures.ids):
+            confusion += multiclass_confusion_matrix(logits.argmax(1), truth, classes, ignore_index=IGNORE)
         right, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
         return float((right[union > 0] / union[union > 0]).mean())
 
-    def _mask(self, image_id: str, side: int) -> torch.Tensor:
-        mask = torch.from_numpy(self.pictures.mask(image_id).astype(np.int64))
+    @torch.inference_mode()
+    def online(self) -> dict[str, float]:
+        """Of `watch_labels` training pictures, evenly taken: the share of pixels that online labels would be trusted
+        on (softmax above `mix.online_threshold`), and the share of these that are right. Void pixels do not count.
+        Nothing learns from it. {} where no training picture has a mask.
+        """
+        ids = self.learnt.ids
+        ids = ids[:: max(-(-len(ids) // (self.settings.watch_labels or 1)), 1)] if self.settings.watch_labels else []
+        judged = trusted = right = 0
+        for logits, truth in self._squeezed(self.learnt, ids):
+            label, sure = online_labels([logits], self.settings.mix.online_threshold)
+            sure &= truth != IGNORE
+            judged += int((truth != IGNORE).sum())
+            trusted += int(sure.sum())
+            right += int((sure & (label == truth)).sum())
+        return {} if not judged else {"online_trusted": trusted / judged, "online_right": right / max(trusted, 1)}
+
+    def _squeezed(self, manifest: Manifest, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of squeezed pictures: the networks' mean logits (B, K+1, S, S), and the truth (B, S, S) int64."""
+        device, side = choose_device(self.compute.device), self.settings.crop.size
+        for network in self.networks:
+            network.eval()
+        for names, images in size_batches(manifest, ids, None, 16, "validation", squeeze=side):
+            squeezed = images.to(device)
+            truth = torch.stack([self._mask(manifest, name, side) for name in names]).to(device)
+            yield torch.stack([network(squeezed) for network in self.networks]).mean(0), truth
+
+    def _mask(self, manifest: Manifest, image_id: str, side: int) -> Tensor:
+        mask = torch.from_numpy(manifest.mask(image_id).astype(np.int64))
         return nn.functional.interpolate(mask[None, None].float(), (side, side), mode="nearest")[0, 0].long()
