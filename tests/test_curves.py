@@ -45,12 +45,21 @@ def lines(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float
 def test_trust_in_online_labels_beside_that_of_the_pseudo_labels(tmp_path: Path, figure: list[Figure]) -> None:
     nan = np.nan
     runs = [
-        run(tmp_path, "beco", online_trusted=[nan, 0.5, 0.75], online_right=[nan, 0.8, 0.9], share_agreeing=[0.1] * 3),
+        run(
+            tmp_path,
+            "beco",
+            online_trusted=[nan, 0.5, 0.75],
+            online_trusted_objects=[nan, 0.25, 0.5],
+            online_right=[nan, 0.8, 0.9],
+            share_agreeing=[0.1] * 3,
+        ),
         run(tmp_path, "single", loss=[3.0, 2.0, 1.0]),  # did not look
     ]
-    assert curves.online_curves(runs, {"crf": {"share": 0.6, "accuracy_inside": 0.95}, "none": {"share": None}})
-    trusted, right = (lines(figure[0], panel) for panel in (0, 1))
+    levels = {"crf": {"share": 0.6, "share_objects": 0.7, "accuracy_inside": 0.95}, "none": {"share": None}}
+    assert curves.online_curves(runs, levels)
+    trusted, of_objects, right = (lines(figure[0], panel) for panel in range(3))
     assert trusted == {"beco": ([2, 3], [50, 75]), "reliable pixels of crf": ([0, 1], [60, 60])}
+    assert of_objects == {"beco": ([2, 3], [25, 50]), "reliable pixels of crf": ([0, 1], [70, 70])}
     assert right == {"beco": ([2, 3], [80, 90]), "reliable pixels of crf": ([0, 1], [95, 95])}
 
 

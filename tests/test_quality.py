@@ -36,7 +36,7 @@ def test_trust_by_hand() -> None:
     confidence = np.array([[1.0, 0.8, 0.2, 0, 0.6, 1.0, 0.4, 1.0]])
     reliable = confidence >= 0.6
     found = trust_of(label, confidence, reliable, truth)
-    assert found.pixels.tolist() == [8, 1, 5]
+    assert found.pixels.tolist() == [8, 1, 5, 3, 2]
     # Six pixels have both an opinion and a truth, at 255, 204, 51, 153, 255 and 102; the third and the last are wrong.
     right = {level: row.tolist() for level, row in enumerate(found.by_level) if row[0]}
     assert right == {51: [1, 0], 102: [1, 0], 153: [1, 1], 204: [1, 1], 255: [2, 2]}
@@ -45,7 +45,9 @@ def test_trust_by_hand() -> None:
     assert not found.by_distance[2:].any()
     result = found.result()
     assert result["uncertain"] == 1 / 8
-    assert result["reliable"] == {"share": 5 / 8, "accuracy_inside": 1.0, "accuracy_outside": 0.0}
+    assert result["reliable"] == {
+        "share": 5 / 8, "share_objects": 2 / 3, "accuracy_inside": 1.0, "accuracy_outside": 0.0,
+    }  # fmt: skip
     assert result["confidence"]["auroc"] == 1.0  # every right pixel is more confident than either wrong one
     assert result["border_trust"][0] == {
         "from": 0, "to": 1, "reliable_share": 0.5, "error_reliable": 0.0, "error_rest": 1.0,
@@ -65,7 +67,8 @@ def test_trust_is_what_a_loop_counts(label: np.ndarray, truth: np.ndarray, level
     reliable = reliable_pixels(label, confidence, 0.5)
     expected, distance = Trust.nothing(), border_distance(truth)
     for place in np.ndindex(label.shape):
-        expected.pixels += [1, label[place] == 255, reliable[place]]
+        is_object = truth[place] in (1, 2)
+        expected.pixels += [1, label[place] == 255, reliable[place], is_object, is_object and reliable[place]]
         if label[place] != 255 and truth[place] != 255:
             wrong = label[place] != truth[place]
             expected.by_level[levels[place]] += [1, not wrong]

@@ -102,9 +102,29 @@ def test_trust_in_online_labels_by_hand(pictures: manifests.Manifest, tmp_path: 
     # softmax of the favoured class: e^s / (e^s + K), here 0.9
     sure = Fixed(0, float(np.log(9 * len(shapes.CLASSES))))
     found = validator(pictures, [sure], tmp_path / "best", watch_labels=8, mix={"online_threshold": 0.89}).online()
-    assert found == {"online_trusted": 1.0, "online_right": pytest.approx(share)}
+    assert found == {"online_trusted": 1.0, "online_trusted_objects": 1.0, "online_right": pytest.approx(share)}
     found = validator(pictures, [sure], tmp_path / "best", watch_labels=8, mix={"online_threshold": 0.91}).online()
-    assert found == {"online_trusted": 0.0, "online_right": 0.0}
+    assert found == {"online_trusted": 0.0, "online_trusted_objects": 0.0, "online_right": 0.0}
+
+
+class Sees(nn.Module):
+    """Sure of the left half of each picture, where it sees background, and not of the right one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), len(shapes.CLASSES) + 1, *images.shape[-2:])
+        logits[:, 0, :, : images.shape[-1] // 2] = 9.0
+        return logits
+
+
+def test_trust_in_objects_is_told_apart(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    train = pictures.split("train")
+    truth = np.stack([train.mask(name) for name in train.ids])
+    left, known = truth[:, :, : truth.shape[2] // 2], truth != 255
+    found = validator(pictures, [Sees()], tmp_path / "best", watch_labels=8).online()
+    objects = (truth > 0) & known
+    assert found["online_trusted"] == pytest.approx((left != 255).sum() / known.sum())
+    assert found["online_trusted_objects"] == pytest.approx(((left > 0) & (left != 255)).sum() / objects.sum())
+    assert found["online_right"] == pytest.approx((left == 0).sum() / (left != 255).sum())
 
 
 @pytest.mark.parametrize(("asked", "looked_at"), [(8, 8), (5, 4), (4, 4), (1, 1), (100, 8)])

@@ -28,7 +28,7 @@ def main() -> None:
     if threads is None and "--threads" in sys.argv[:-1]:  # before numpy and torch choose for themselves
         os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
     sys.unraisablehook = _unraisable
-    # torch warns, at every command, of a machine that has CUDA's compiler and no GPU; what is used stands in our own log
+    # torch warns at every command of a machine with CUDA's compiler and no GPU; what is used stands in our own log
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         app(standalone_mode=True)

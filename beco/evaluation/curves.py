@@ -32,17 +32,21 @@ def share_curves(runs: list[Run]) -> str | None:
 def online_curves(runs: list[Run], reliable: Mapping[str, Mapping[str, float | None]]) -> str | None:
     """How many pixels of training pictures online labels would be trusted on, and how many of these are right.
 
-    `online_trusted` and `online_right` of the histories, which `training.watch_labels` asks for, beside the same of the
-    pseudo-labels' reliable pixels: `reliable` holds the `share` and `accuracy_inside` of `metrics.json` by source.
+    The `online_…` columns of the histories, which `training.watch_labels` asks for, beside the same of the
+    pseudo-labels' reliable pixels: `reliable` is that of `metrics.json` by source.
     """
-    panels = {"online_trusted": "trusted pixels (%)", "online_right": "right, of the trusted pixels (%)"}
-    keys = dict(zip(panels, ("share", "accuracy_inside"), strict=True))
+    panels = {
+        "online_trusted": ("trusted pixels (%)", "share"),
+        "online_trusted_objects": ("trusted pixels of objects (%)", "share_objects"),
+        "online_right": ("right, of the trusted pixels (%)", "accuracy_inside"),
+    }
+    words = {name: text for name, (text, _) in panels.items()}
     levels = {
-        panel: {name: 100 * value for name, found in reliable.items() if (value := found.get(key)) is not None}
-        for panel, key in keys.items()
+        name: {source: 100 * value for source, found in reliable.items() if (value := found.get(key)) is not None}
+        for name, (_, key) in panels.items()
     }
     label = "Trust in online labels during training"
-    return _curves(runs, lambda name: name in panels, panels, label, 100, levels)
+    return _curves(runs, lambda name: name in panels, words, label, 100, levels)
 
 
 def _curves(
@@ -88,7 +92,7 @@ def _curves(
             whole_numbers(axis)
         legend(figure, np.atleast_1d(axes)[0])
 
-    return drawn(draw, 5.4 if len(panels) == 1 else 7.2, 3.6, label, len(panels))
+    return drawn(draw, (5.4, 7.2, 10.2)[len(panels) - 1], 3.6, label, len(panels))
 
 
 def classifier_curve(history: pd.DataFrame) -> str | None:

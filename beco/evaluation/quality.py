@@ -32,7 +32,7 @@ class Trust:
     """What one picture, or a sum of pictures, tells of the confidence."""
 
     pixels: np.ndarray
-    """(3,) int64: all pixels, those without an opinion, reliable ones."""
+    """(5,) int64: all pixels, those without an opinion, reliable ones; pixels of true objects, their reliable ones."""
     by_level: np.ndarray
     """(256, 2) int64: pixels with an opinion and a truth by stored confidence; those that are right."""
     by_distance: np.ndarray
@@ -41,7 +41,7 @@ class Trust:
     @classmethod
     def nothing(cls) -> Trust:
         """The sum of no pictures."""
-        shapes = (3,), (LEVELS + 1, 2), (len(BORDER_BINS), 2, 2)
+        shapes = (5,), (LEVELS + 1, 2), (len(BORDER_BINS), 2, 2)
         return cls(*(np.zeros(shape, dtype=np.int64) for shape in shapes))
 
     def add(self, other: Trust) -> None:
@@ -52,12 +52,13 @@ class Trust:
 
     def result(self) -> dict[str, Any]:
         """All numbers as `metrics.json` has them; None where there is nothing to divide by."""
-        every, uncertain, reliable = (int(number) for number in self.pixels)
+        every, uncertain, reliable, objects, of_objects = (int(number) for number in self.pixels)
         inside, outside = self.by_distance.sum(0)
         return {
             "uncertain": share(uncertain, every),
             "reliable": {
                 "share": share(reliable, every),
+                "share_objects": share(of_objects, objects),
                 "accuracy_inside": share(inside[0] - inside[1], inside[0]),
                 "accuracy_outside": share(outside[0] - outside[1], outside[0]),
             },
@@ -121,9 +122,11 @@ def trust_of(
     an uncertain one claims nothing.
     """
     found = Trust.nothing()
-    found.pixels[:] = label.size, np.count_nonzero(label == UNCERTAIN), np.count_nonzero(reliable)
+    found.pixels[:3] = label.size, np.count_nonzero(label == UNCERTAIN), np.count_nonzero(reliable)
     if truth is None:
         return found
+    objects = (truth != VOID) & (truth > 0)
+    found.pixels[3:] = np.count_nonzero(objects), np.count_nonzero(objects & reliable)
     known = (truth != VOID) & (label != UNCERTAIN)
     wrong, levels = label[known] != truth[known], quantised(confidence[known])
     found.by_level[:, 0] = np.bincount(levels, minlength=LEVELS + 1)

@@ -72,20 +72,29 @@ class Validator:
 
     @torch.inference_mode()
     def online(self) -> dict[str, float]:
-        """Of `watch_labels` training pictures, evenly taken: the share of pixels that online labels would be trusted
-        on (softmax above `mix.online_threshold`), and the share of these that are right. Void pixels do not count.
-        Nothing learns from it. {} where no training picture has a mask.
+        """How far online labels could be trusted on `watch_labels` training pictures, evenly taken; {} without masks.
+
+        `online_trusted`: the share of pixels with a softmax above `mix.online_threshold`; `online_trusted_objects`: the
+        same of the pixels of true objects; `online_right`: the share of trusted pixels that are right. Void pixels do
+        not count. Nothing learns from it.
         """
         ids = self.learnt.ids
         ids = ids[:: max(-(-len(ids) // (self.settings.watch_labels or 1)), 1)] if self.settings.watch_labels else []
-        judged = trusted = right = 0
+        pixels = torch.zeros(5, dtype=torch.long)  # known ones and those of objects; trusted ones of both; right ones
         for logits, truth in self._squeezed(self.learnt, ids):
             label, sure = online_labels([logits], self.settings.mix.online_threshold)
-            sure &= truth != IGNORE
-            judged += int((truth != IGNORE).sum())
-            trusted += int(sure.sum())
-            right += int((sure & (label == truth)).sum())
-        return {} if not judged else {"online_trusted": trusted / judged, "online_right": right / max(trusted, 1)}
+            known = truth != IGNORE
+            objects, trusted = known & (truth > 0), known & sure
+            found = known, objects, trusted, trusted & objects, trusted & (label == truth)
+            pixels += torch.stack([mask.sum() for mask in found]).cpu()
+        known, objects, trusted, of_objects, right = pixels.tolist()
+        if not known:
+            return {}
+        return {
+            "online_trusted": trusted / known,
+            "online_trusted_objects": of_objects / max(objects, 1),
+            "online_right": right / max(trusted, 1),
+        }
 
     def _squeezed(self, manifest: Manifest, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of squeezed pictures: the networks' mean logits (B, K+1, S, S), and the truth (B, S, S) int64."""
