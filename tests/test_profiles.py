@@ -139,3 +139,16 @@ def test_the_conda_environment_installs_the_lock_file() -> None:
     after = ROOT / "envs" / "beco.post-deploy.sh"
     subprocess.run(["bash", "-n", str(after)], check=True)
     assert "requirements.lock" in after.read_text()
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "threads"), [("1", 1, 1), ("2", 1, 2), ("8", 1, 2), ("8", 3, 2), ("2", 2, 1)]
+)
+def test_a_training_takes_the_threads_that_it_is_granted(
+    tmp_path: Path, cores: str, devices: int, threads: int
+) -> None:
+    compute = f"compute={{threads: 2, devices: {devices}}}"
+    done = Checkout(tmp_path).snakemake("--dry-run", "--printshellcmds", "--cores", cores, "--config", compute)
+    assert done.returncode == 0, done.stderr
+    asked = re.findall(r"beco .* train .*--threads (\d+)\s", done.stdout)
+    assert len(asked) == 2 and set(asked) == {str(threads)}, asked

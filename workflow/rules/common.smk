@@ -371,6 +371,11 @@ def get_final_output():
     return [*all_tables(), f"{BASE}/report.html"]
 
 
+def threads_of_a_process(wildcards, threads):
+    """Threads of each process of a training; fewer than configured where --cores grants the job fewer."""
+    return max(threads // COMPUTE.devices, 1)
+
+
 def spread_options():
     """How a training is spread over devices, as options of `beco train`; no trigger, since a resource."""
     options = f"--devices {COMPUTE.devices} --nodes {COMPUTE.nodes}"

@@ -24,7 +24,7 @@ rule train_segmenter:
         gpu=GPU * COMPUTE.devices,
         device=COMPUTE.device,
         workers=COMPUTE.workers,
-        own=COMPUTE.threads,
+        own=threads_of_a_process,
         spread=spread_options(),
     params:
         root=dataset_root(),
