@@ -258,6 +258,8 @@ def test_a_second_run_is_refused_in_one_line(short: tuple[Road, dict[str, object
     first = road.start()
     try:
         assert wait_for(road.stages, first)
+        for stage in road.stages():
+            stage.suspend()  # or a busy machine lets it end before the others have looked
         second = road.checkout.run(*road.command)
         dry = road.checkout.run(*road.command, "--dry-run")
     finally:
