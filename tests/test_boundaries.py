@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from beco.sampling import Draws
-from beco.stage2.boundaries import Supervision, boundary_band, choose_classes, mix, partners, paste_mask
+from beco.stage2.boundaries import Opinion, Supervision, boundary_band, choose_classes, mix, partners, paste_mask
 
 CLASSES = 4
 
@@ -136,11 +136,12 @@ def test_band_agrees_with_scipy(masks: np.ndarray, width: int) -> None:
 # --- mixing -------------------------------------------------------------------------------------------------
 
 IMAGES = torch.stack([torch.full((3, 4, 4), 1.0), torch.full((3, 4, 4), 2.0)])
-OFFLINE = (torch.stack([grid(*["0000"] * 4), grid(*["1111"] * 4)]), torch.stack([~ALL, ALL]))
+OFFLINE = Opinion(torch.stack([grid(*["0000"] * 4), grid(*["1111"] * 4)]), torch.stack([~ALL, ALL]))
 
 
-def pair(online: tuple[Tensor, Tensor], probability: float = 1.0, width: int = 1) -> Supervision:
-    return mix(IMAGES, OFFLINE, online, CLASSES, probability, True, width, drawn_for(2))
+def pair(believed: tuple[Tensor, Tensor], probability: float = 1.0, width: int = 1) -> Supervision:
+    """Mixed by what is reliable of a label, as online labels are."""
+    return mix(IMAGES, OFFLINE, Opinion(*believed), believed[1], CLASSES, probability, True, width, drawn_for(2))
 
 
 def test_a_pair_by_hand() -> None:
@@ -166,6 +167,18 @@ def test_a_pair_by_hand() -> None:
     assert torch.equal(found.band[1], flags("###.", "####", "####", "####"))
 
 
+def test_whole_classes_are_pasted_and_stay_as_reliable_as_they_were() -> None:
+    """As published for the warm-up: the region is the partner's whole label, and trust moves with the pixels."""
+    label = torch.stack([grid(*["0000"] * 4), grid("33x0", "33x0", "33x0", "33x0")])
+    reliable = torch.stack([flags("....", "####", "####", "####"), flags("##..", "....", "....", "....")])
+    given = Opinion(label, reliable)
+    found = mix(IMAGES, given, given, label != 255, CLASSES, 1.0, True, 0, drawn_for(2))
+    assert torch.equal(found.pasted, torch.stack([flags(*["##.."] * 4), ~ALL]))
+    assert torch.equal(found.label[0], grid(*["3300"] * 4)) and torch.equal(found.label[1], label[1])
+    assert torch.equal(found.reliable[0], flags("##..", "..##", "..##", "..##"))  # two of the eight pasted pixels
+    assert torch.equal(found.reliable[1], reliable[1]) and not found.band.any()
+
+
 def test_a_pasted_pixel_is_trusted_where_the_receivers_was_not() -> None:
     label = torch.stack([grid(*["0000"] * 4), grid("3000", "0000", "0000", "0000")])
     found = pair((label, torch.stack([~ALL, ALL])))
@@ -188,9 +201,10 @@ def test_mixed_pictures_switch_to_online_labels_even_if_nothing_is_pasted() -> N
 
 
 def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() -> None:
-    online = (torch.full((400, 1, 1), 2), torch.ones(400, 1, 1, dtype=torch.bool))
-    offline = (torch.zeros(400, 1, 1, dtype=torch.long), torch.zeros(400, 1, 1, dtype=torch.bool))
-    mixed = mix(torch.zeros(400, 3, 1, 1), offline, online, CLASSES, 0.3, True, 1, drawn_for(400)).label.flatten() == 2
+    online = Opinion(torch.full((400, 1, 1), 2), torch.ones(400, 1, 1, dtype=torch.bool))
+    offline = Opinion(torch.zeros(400, 1, 1, dtype=torch.long), torch.zeros(400, 1, 1, dtype=torch.bool))
+    given = torch.zeros(400, 3, 1, 1), offline, online, online.reliable
+    mixed = mix(*given, CLASSES, 0.3, True, 1, drawn_for(400)).label.flatten() == 2
     assert 0.2 < mixed.float().mean() < 0.4  # four standard deviations
     one, other = mixed[:200], mixed[200:]
     assert {(bool(a), bool(b)) for a, b in zip(one, other, strict=True)} == {
@@ -199,9 +213,9 @@ def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() ->
 
 
 def test_an_odd_batch_is_refused() -> None:
-    three = (torch.zeros(3, 2, 2, dtype=torch.long), torch.ones(3, 2, 2, dtype=torch.bool))
+    three = Opinion(torch.zeros(3, 2, 2, dtype=torch.long), torch.ones(3, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="even"):
-        mix(torch.zeros(3, 3, 2, 2), three, three, CLASSES, 1, True, 1, drawn_for(3))
+        mix(torch.zeros(3, 3, 2, 2), three, three, three.reliable, CLASSES, 1, True, 1, drawn_for(3))
 
 
 # --- properties ---------------------------------------------------------------------------------------------
@@ -215,8 +229,9 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
     return {
         # every picture and pixel has a value of its own, so that its origin can be told
         "images": torch.arange(math.prod(size)).reshape(size).unsqueeze(1).repeat(1, 3, 1, 1).float(),
-        "offline": (torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
-        "online": (torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
+        "offline": Opinion(torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
+        "believed": Opinion(torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
+        "region": torch.from_numpy(draw(masks)),
         "classes": CLASSES,
         "probability": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "ignore_background": draw(st.booleans()),
@@ -231,14 +246,14 @@ def slow_pixel(batch: dict[str, Any], found: Supervision, mixed: bool, at: tuple
     if not mixed:
         return int(batch["offline"][0][at]), bool(batch["offline"][1][at]), float(batch["images"][i, 0, y, x])
     source = j if found.pasted[at] else i
-    label, mask = batch["online"]
+    label, mask = batch["believed"]
     return int(label[source, y, x]), bool(mask[source, y, x]), float(batch["images"][source, 0, y, x])
 
 
 @settings(max_examples=150, deadline=None)
 @given(batches(), st.integers(0, 1000))
 def test_every_pixel_comes_from_where_it_should(batch: dict[str, Any], seed: int) -> None:
-    before = {key: [t.clone() for t in value] for key, value in batch.items() if key in ("offline", "online")}
+    before = {key: [t.clone() for t in value] for key, value in batch.items() if key in ("offline", "believed")}
     found = mix(**batch, draws=drawn_for(len(batch["images"]), seed))
     for i in range(len(found.images)):
         j = (i + len(found.images) // 2) % len(found.images)
@@ -257,16 +272,16 @@ def test_every_pixel_comes_from_where_it_should(batch: dict[str, Any], seed: int
         if batch["probability"] != 0.5:
             assert fits[int(batch["probability"])]
         pasted = found.pasted[i]
-        donor_label, donor_trusted = (tensor[j] for tensor in batch["online"])
+        donor_label, donor_region = batch["believed"].label[j], batch["region"][j]
         values = set(donor_label[pasted].tolist())
         assert 255 not in values and (not batch["ignore_background"] or 0 not in values)
-        assert donor_trusted[pasted].all() and found.reliable[i][pasted].all()
-        # of a class either every trusted pixel is pasted or none
+        assert donor_region[pasted].all()
+        # of a class either every pixel of the region is pasted or none
         for value in values:
-            assert torch.equal(pasted & (donor_label == value), donor_trusted & (donor_label == value))
+            assert torch.equal(pasted & (donor_label == value), donor_region & (donor_label == value))
         if batch["probability"] == 1:
             candidates = (
-                set(donor_label[donor_trusted].tolist()) - {255} - ({0} if batch["ignore_background"] else set())
+                set(donor_label[donor_region].tolist()) - {255} - ({0} if batch["ignore_background"] else set())
             )
             assert len(values) == math.ceil(len(candidates) / 2)
         if not pasted.any():
@@ -282,8 +297,9 @@ def test_every_pixel_comes_from_where_it_should(batch: dict[str, Any], seed: int
 def test_identical_pictures_stay_as_they_are(batch: dict[str, Any], seed: int) -> None:
     half = len(batch["images"]) // 2
     twice = {key: value[:half].repeat(2, 1, 1, 1) for key, value in batch.items() if key == "images"}
-    for key in ("offline", "online"):
-        twice[key] = tuple(tensor[:half].repeat(2, 1, 1) for tensor in batch[key])
+    for key in ("offline", "believed"):
+        twice[key] = Opinion(*(tensor[:half].repeat(2, 1, 1) for tensor in batch[key]))
+    twice["region"] = batch["region"][:half].repeat(2, 1, 1)
     found = mix(**{**batch, **twice, "probability": 1.0}, draws=drawn_for(2 * half, seed))
     assert torch.equal(found.images, twice["images"])
-    assert torch.equal(found.label, twice["online"][0]) and torch.equal(found.reliable, twice["online"][1])
+    assert torch.equal(found.label, twice["believed"][0]) and torch.equal(found.reliable, twice["believed"][1])

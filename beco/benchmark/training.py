@@ -25,7 +25,7 @@ from beco.datasets.manifest import IGNORE
 from beco.engine import Compute
 from beco.sampling import Draws, StepSampler, part_slots
 from beco.stage2 import recipes
-from beco.stage2.boundaries import Supervision, mix
+from beco.stage2.boundaries import Opinion, Supervision, mix
 from beco.stage2.networks import Segmenter, build
 from beco.stage2.recipes import RecipeTask
 
@@ -249,11 +249,12 @@ def _decided(logits: list[Tensor], threshold: float) -> object:
 
 def _mixed(bench: Bench, images: Tensor, label: Tensor, reliable: Tensor) -> Supervision:
     settings = bench.setting.training.mix
-    given = (label, reliable)
+    given = Opinion(label, reliable)
     return mix(
         images.contiguous(),
         given,
         given,
+        reliable,
         bench.setting.classes,
         settings.probability,
         settings.ignore_background,

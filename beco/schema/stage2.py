@@ -15,10 +15,11 @@ class Mix(Section):
     """Artificial boundaries: objects of one picture of a pair pasted into the other (BECO)."""
 
     probability: Fraction = Field(0.5, description="chance that a picture receives its partner's objects")
-    labels: Literal["online", "offline"] = Field(
+    labels: Literal["online", "offline", "offline_reliable"] = Field(
         "online",
-        description="what is pasted and supervises mixed pictures after warm-up: the networks' confident decisions "
-        "(published), or the pseudo-labels and their reliable pixels",
+        description="what is pasted and supervises mixed pictures after warm-up. online: the networks' confident "
+        "decisions (published); offline: the pseudo-labels, whole classes of them, pasted pixels being as reliable as "
+        "they were (published for the warm-up); offline_reliable: the reliable pixels alone, in the warm-up too",
     )
     online_threshold: Fraction = Field(0.95, description="softmax above which an online label is trusted")
     ignore_background: bool = Field(True, description="never paste background")

@@ -7,6 +7,7 @@ Whole batches on their device, without a loop over pictures or a copy to the hos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ from torch.nn import functional as F
 from beco.sampling import Draws
 
 VALUES = 256  # what a label may be; the last is no opinion
+
+
+class Opinion(NamedTuple):
+    """What is believed of a batch's pixels, each (B, H, W)."""
+
+    label: Tensor
+    """int64, 255 = no opinion."""
+    reliable: Tensor
+    """bool: what is learnt from the label rather than from the peer."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,13 @@ def partners(tensor: Tensor) -> Tensor:
     return tensor.roll(len(tensor) // 2, 0)
 
 
-def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_background: bool, draws: Tensor) -> Tensor:
-    """Half of the classes, rounded up, that each picture shows on its trusted pixels, drawn at random.
+def choose_classes(label: Tensor, region: Tensor, classes: int, ignore_background: bool, draws: Tensor) -> Tensor:
+    """Half of the classes, rounded up, that each picture shows within a region, drawn at random.
 
-    `label` (B, H, W) int64, `trusted` (B, H, W) bool, `draws` (B, classes + 1) in [0, 1), the highest of which win
+    `label` (B, H, W) int64, `region` (B, H, W) bool, `draws` (B, classes + 1) in [0, 1), the highest of which win
     -> (B, classes + 1) bool by label value. Pixels labelled 255 count for nothing.
     """
-    seen = torch.where(trusted, label, VALUES - 1).flatten(1)
+    seen = torch.where(region, label, VALUES - 1).flatten(1)
     present = torch.zeros(len(label), VALUES, device=label.device).scatter_(1, seen, 1.0)[:, : classes + 1] > 0
     if ignore_background:
         present[:, 0] = False
@@ -49,10 +59,10 @@ def choose_classes(label: Tensor, trusted: Tensor, classes: int, ignore_backgrou
     return present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
 
 
-def paste_mask(label: Tensor, trusted: Tensor, chosen: Tensor) -> Tensor:
-    """Trusted pixels of the chosen classes: (B, H, W) bool."""
+def paste_mask(label: Tensor, region: Tensor, chosen: Tensor) -> Tensor:
+    """The region's pixels of the chosen classes: (B, H, W) bool."""
     chosen = F.pad(chosen, (0, VALUES - chosen.shape[1]))
-    return chosen.gather(1, label.flatten(1)).view_as(label) & trusted
+    return chosen.gather(1, label.flatten(1)).view_as(label) & region
 
 
 def boundary_band(mask: Tensor, width: int) -> Tensor:
@@ -70,8 +80,9 @@ def boundary_band(mask: Tensor, width: int) -> Tensor:
 
 def mix(
     images: Tensor,
-    offline: tuple[Tensor, Tensor],
-    online: tuple[Tensor, Tensor],
+    offline: Opinion,
+    believed: Opinion,
+    region: Tensor,
     classes: int,
     probability: float,
     ignore_background: bool,
@@ -80,24 +91,23 @@ def mix(
 ) -> Supervision:
     """Class-mix by pairs.
 
-    Each picture receives, with the given probability, its partner's trusted pixels of half of the partner's classes,
-    by the partner's online label. A picture that takes part is then supervised by the online labels (its own and the
-    pasted ones) and trusts the online masks, even if there was nothing to paste; any other keeps its offline label
-    and mask. `offline` and `online` are (label (B, H, W) int64, mask (B, H, W) bool).
+    Each picture receives, with the given probability, half of its partner's classes: the pixels of these within
+    `region` (B, H, W) bool, by the label that is `believed`. A picture that takes part is then supervised by what is
+    believed, its own pixels and the pasted ones each as in the picture that they come from, even if there was nothing
+    to paste; any other keeps its offline label and reliable pixels.
     """
     if len(images) % 2:
         raise ValueError("pairs need an even batch")
-    label, trusted = online
-    donor_label, donor_trusted = partners(label), partners(trusted)
+    donor, donor_region = Opinion(*map(partners, believed)), partners(region)
     chances, order = draws.uniform(), draws.uniform(classes + 1)
-    chosen = choose_classes(donor_label, donor_trusted, classes, ignore_background, order)
+    chosen = choose_classes(donor.label, donor_region, classes, ignore_background, order)
     mixed = (chances < probability).view(-1, 1, 1)
-    pasted = paste_mask(donor_label, donor_trusted, chosen & mixed.view(-1, 1))
+    pasted = paste_mask(donor.label, donor_region, chosen & mixed.view(-1, 1))
     return Supervision(
         # a weight of 0 or 1 is exact, and faster than `where`
         images=torch.lerp(images, partners(images), pasted.unsqueeze(1).to(images.dtype)),
-        label=torch.where(mixed, torch.where(pasted, donor_label, label), offline[0]),
-        reliable=torch.where(mixed, pasted | trusted, offline[1]),
+        label=torch.where(mixed, torch.where(pasted, donor.label, believed.label), offline.label),
+        reliable=torch.where(mixed, torch.where(pasted, donor.reliable, believed.reliable), offline.reliable),
         band=boundary_band(pasted, band_width),
         pasted=pasted,
     )

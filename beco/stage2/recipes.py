@@ -20,7 +20,7 @@ from beco.colour import StrongColour
 from beco.config import Training
 from beco.datasets.manifest import IGNORE
 from beco.sampling import Draws
-from beco.stage2.boundaries import Supervision, mix
+from beco.stage2.boundaries import Opinion, Supervision, mix
 from beco.stage2.networks import Segmenter
 
 Recipe = Literal["single", "cotraining", "beco"]
@@ -48,12 +48,11 @@ class RecipeTask(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         images, label = unit_range(batch["image"]), batch["label"].long()
-        reliable = batch["reliable"]
         if self.recipe == "beco":
-            target = self._mixed(images, (label, reliable), step, steps, draws)
+            target = self._mixed(images, Opinion(label, batch["reliable"]), step, steps, draws)
         else:
-            nothing = torch.zeros_like(reliable)
-            target = Supervision(images, label, reliable, nothing, nothing)
+            nothing = torch.zeros_like(batch["reliable"])
+            target = Supervision(images, label, batch["reliable"], nothing, nothing)
         views = self.colour(target.images, draws) if self.colour else target.images
         views = views.contiguous(memory_format=torch.channels_last)
         logits = [network(views) for network in self.networks]
@@ -63,17 +62,26 @@ class RecipeTask(nn.Module):
         peer = self.settings.peer_weight if step >= self.settings.peer_start * steps else 0.0
         return cotraining_losses(logits[0], logits[1], target, self.settings, peer)
 
-    def _mixed(
-        self, images: Tensor, offline: tuple[Tensor, Tensor], step: int, steps: int, draws: Draws
-    ) -> Supervision:
-        """Artificial boundaries; in warm-up from the offline labels, and without a heavier loss."""
+    def _mixed(self, images: Tensor, offline: Opinion, step: int, steps: int, draws: Draws) -> Supervision:
+        """Artificial boundaries; in warm-up without a heavier loss, and by the offline labels.
+
+        By online labels only what is sure is pasted. By offline labels it is the whole of a class, reliable or not, and
+        what is pasted stays as reliable as it was (published for the warm-up); with `offline_reliable` it is the
+        reliable part, in the warm-up too.
+        """
         settings = self.settings.mix
         warm = step < warmup_steps(self.settings, steps)
-        online = offline if warm or settings.labels == "offline" else self._online(images)
+        if settings.labels == "online" and not warm:
+            believed = self._online(images)
+            region = believed.reliable
+        else:
+            believed = offline
+            region = offline.reliable if settings.labels == "offline_reliable" else offline.label != IGNORE
         return mix(
             images.contiguous(),  # colour by colour in memory, as pasting and colouring want it
             offline,
-            online,
+            believed,
+            region,
             self.classes,
             settings.probability,
             settings.ignore_background,
@@ -82,7 +90,7 @@ class RecipeTask(nn.Module):
         )
 
     @torch.no_grad()
-    def _online(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _online(self, images: Tensor) -> Opinion:
         """What both networks, in evaluation mode, think of the clean pictures: label, and softmax above threshold."""
         self.networks.eval()
         logits = [network(images) for network in self.networks]
@@ -90,16 +98,16 @@ class RecipeTask(nn.Module):
         return online_labels(logits, self.settings.mix.online_threshold)
 
 
-def online_labels(logits: list[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
-    """Where the mean of logits, each (B, K+1, H, W), is highest, and whether its softmax exceeds `threshold` there.
+def online_labels(logits: list[Tensor], threshold: float) -> Opinion:
+    """Where the mean of logits, each (B, K+1, H, W), is highest, reliable where its softmax exceeds `threshold`.
 
-    Returns (B, H, W) int64 and bool. The first of the logits is overwritten.
+    The first of the logits is overwritten.
     """
     mean = logits[0]
     for other in logits[1:]:
         mean += other
     probability, label = mean.div_(len(logits)).softmax(1).max(1)
-    return label, probability > threshold
+    return Opinion(label, probability > threshold)
 
 
 def warmup_steps(settings: Training, steps: int) -> float:
