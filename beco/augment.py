@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from beco.config import Crop, Encoder
 from beco.datasets.manifest import IGNORE, Manifest
-from beco.pseudolabels import PseudoLabels, reliable_pixels
+from beco.pseudolabels import PseudoLabels
 
 KEEP_BYTES = 2**28  # a loader keeps decoded pictures and labels of a split up to this size
 
@@ -41,7 +41,7 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
     """Randomly cropped pictures with pseudo-labels (or, for reference, with the training masks).
 
     Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8, `label` (S, S) uint8 with 255 = no
-    opinion, and `reliable` (S, S) bool, by `fraction` or `threshold` (see `reliable_pixels`).
+    opinion, and `reliable` (S, S) bool, by `fraction` or `threshold` (see `Picture.reliable`).
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
             label = torch.from_numpy(self.manifest.mask(image_id))
             reliable = label != IGNORE
         else:
-            pseudo = self.labels.label(image_id)
-            trusted = reliable_pixels(pseudo, self.labels.confidence(image_id), self.fraction, self.threshold)
-            label, reliable = torch.from_numpy(pseudo), torch.from_numpy(trusted)
+            pseudo = self.labels.picture(image_id)
+            label = torch.from_numpy(pseudo.label)
+            reliable = torch.from_numpy(pseudo.reliable(self.fraction, self.threshold))
         item = _image(self.manifest, image_id), tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))
         if self._kept is not None:
             self._kept[index] = item

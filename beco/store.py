@@ -1,9 +1,9 @@
 """The HDF5 artifacts: one dataset per picture and layer, read lazily by image id.
 
 Layout of every store: `/<layer>/<image_id>`, with root attributes that say what made the file. `labels.h5` has the
-layers `label` (uint8, H×W, 255 = no opinion) and `confidence` (uint8, H×W, in 1/255); `cams.h5` has `cam` (float16,
-K×h×w) with the attribute `classes` on each dataset. Each dataset is one compressed chunk with a checksum
-(fletcher32), so a flipped byte is noticed when the picture is read.
+layers `label` (uint8, H×W, 255 = no opinion) and `confidence` (uint8, H×W, with the attribute `steps`, see
+`beco.pseudolabels`); `cams.h5` has `cam` (float16, K×h×w) with the attribute `classes` on each dataset. Each dataset
+is one compressed chunk with a checksum (fletcher32), so a flipped byte is noticed when the picture is read.
 """
 
 from __future__ import annotations

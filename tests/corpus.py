@@ -220,6 +220,8 @@ CASES = [
          ("labels.h5", "no label for a", "run its stage again"), "evaluate-labels"),
     Case("labels.h5 without confidence", labels(lambda file: file.__delitem__("confidence")),
          ("labels.h5", "no confidence for a", "run its stage again"), "evaluate-labels"),
+    Case("labels.h5 of an older version", labels(lambda file: file["confidence/a"].attrs.__delitem__("steps")),
+         ("labels.h5", "made by an older version", "run its stage again"), "evaluate-labels"),
     Case("labels.h5 that is a folder", folder("labels.h5"), ("labels.h5", "not a readable HDF5 file"),
          "evaluate-labels"),
     Case("labels of another size", labels(lambda file: other_size(file, "a")),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from beco import pseudolabels
 from beco.datasets.palette import write_index_png
 from beco.store import create
 
@@ -47,8 +48,7 @@ def sound(folder: Path) -> None:
     (folder / "m.csv").write_text("\n".join([*table, ""]))
     with create(folder / "labels.h5", labels={}, cams={}, classes=CLASSES) as writer:
         for name in ("a", "b"):
-            writer.put("label", name, np.zeros(SIZE, np.uint8))
-            writer.put("confidence", name, np.ones(SIZE, np.float16))
+            pseudolabels.put(writer, name, np.zeros(SIZE, np.uint8), np.zeros(SIZE))
     write_index_png(folder / "predictions" / "v.png", np.zeros(SIZE, np.uint8))
 
 
@@ -259,7 +259,8 @@ def replaced(file: h5py.File, name: str, array: np.ndarray) -> None:
 
 def other_size(file: h5py.File, name: str) -> None:
     replaced(file, f"label/{name}", np.zeros((3, 3), np.uint8))
-    replaced(file, f"confidence/{name}", np.ones((3, 3), np.float16))
+    replaced(file, f"confidence/{name}", np.zeros((3, 3), np.uint8))
+    file[f"confidence/{name}"].attrs["steps"] = np.zeros((0, 4), np.uint8)
 
 
 def prediction(array: np.ndarray) -> Harm:

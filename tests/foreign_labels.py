@@ -80,7 +80,7 @@ TENSORS = {"keys": torch.tensor([1, 3]), "cam": torch.zeros(2, 1, 1), "high_res"
 
 
 def assert_found(labels: PseudoLabels, label: np.ndarray, confidence: np.ndarray, name: str = "x") -> None:
-    found = labels.confidence(name)
+    found = labels.picture(name).confidence()
     assert labels.label(name).dtype == np.uint8 and found.dtype == np.float32
     assert labels.label(name).tolist() == label.tolist()
-    assert found.astype(float) == pytest.approx(confidence.astype(float), abs=0.5 / 255 + 1e-6)
+    assert found.astype(float) == pytest.approx(confidence.astype(float), abs=1 / 200 + 1e-6)

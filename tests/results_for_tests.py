@@ -15,6 +15,7 @@ from beco.evaluation.evaluate import evaluate_predictions
 from beco.evaluation.quality import evaluate_labels
 from beco.evaluation.tables import LabelSource, Run
 from beco.files import write_json
+from beco.pseudolabels import put
 from beco.store import create
 
 SIZE = 24
@@ -81,10 +82,9 @@ def make_labels(root: Path, manifest: Manifest) -> LabelSource:
             label = np.where(truth_of(index) == 255, 0, truth_of(index)).astype(np.uint8)
             label[:, 4] = 0
             label[20] = 255
-            confidence = np.linspace(0.1, 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.float16)
+            confidence = np.linspace(0.1, 1, SIZE * SIZE).reshape(SIZE, SIZE)
             confidence[:, 4] = 0  # knows its mistakes
-            writer.put("label", image_id, label)
-            writer.put("confidence", image_id, confidence)
+            put(writer, image_id, label, 1 - confidence)
     evaluate_labels(manifest.split("train"), folder / "labels.h5", folder / "quality")
     return LabelSource("crf", folder)
 

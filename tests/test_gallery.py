@@ -25,6 +25,7 @@ from beco.evaluation.layers import ERRORS, SAFE, detail, error_index, heat_layer
 from beco.evaluation.quality import evaluate_labels
 from beco.evaluation.report import write_report
 from beco.evaluation.tables import LabelSource, Run
+from beco.pseudolabels import put
 from beco.store import create
 
 
@@ -136,8 +137,7 @@ def test_1449_pictures_of_each_split_stay_within_50_megabytes(tmp_path: Path, mo
         evaluate_predictions(val, runs[-1].folder / "predictions", runs[-1].folder, {})
         with create(sources[-1].folder / "labels.h5", settings={}, classes=manifest.classes) as writer:
             for image_id in train.ids:
-                writer.put("label", image_id, objects_in(train.image(image_id), 200 + seed))
-                writer.put("confidence", image_id, smooth(seed, (375, 500)))
+                put(writer, image_id, objects_in(train.image(image_id), 200 + seed), 1 - smooth(seed, (375, 500)))
         evaluate_labels(train, sources[-1].folder / "labels.h5", sources[-1].quality)
     with create(tmp_path / "cams.h5", settings={}) as writer:
         for image_id in train.ids:

@@ -18,6 +18,7 @@ from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
 from beco.files import file_hash
+from beco.pseudolabels import PseudoLabels
 from beco.stage1 import irn, irn_train, irn_walk, labels
 from beco.stage1.classifier import CamNetwork
 from beco.store import Store, create
@@ -126,9 +127,9 @@ def test_the_label_by_hand(tmp_path: Path, folder: Path) -> None:
     with create(tmp_path / "scores.h5", walk={}) as writer:
         writer.put("cam", image_id, planes, classes=[2, 6])
     labels.make(one, tmp_path / "scores.h5", Labels(refine="irn", background=0.25), "1-of-1", tmp_path / "labels.h5")
-    made = Store(tmp_path / "labels.h5")
-    assert (made.get("label", image_id) == 2).all()
-    assert (made.get("confidence", image_id) == 64).all()  # 1 − 0.75, in 255ths
+    made = PseudoLabels(tmp_path / "labels.h5").picture(image_id)
+    assert (made.label == 2).all()
+    assert (made.confidence() == 0.25).all()  # 1 − 0.75
 
 
 def test_files_that_are_for_something_else(walked: Path, tmp_path: Path) -> None:

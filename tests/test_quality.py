@@ -24,7 +24,7 @@ from beco.evaluation.quality import Trust, auroc, evaluate_labels, trust_of
 from beco.evaluation.sweep import sweep
 from beco.evaluation.table_files import write_tables
 from beco.evaluation.tables import LabelSource
-from beco.pseudolabels import LEVELS, reliable_pixels
+from beco.pseudolabels import levels_of, put
 from beco.stage1 import labels as stage
 
 # --- one picture --------------------------------------------------------------------------------------------
@@ -35,18 +35,20 @@ def test_trust_by_hand() -> None:
     label = np.array([[0, 0, 1, 255, 1, 1, 0, 1]], np.uint8)
     confidence = np.array([[1.0, 0.8, 0.2, 0, 0.6, 1.0, 0.4, 1.0]])
     reliable = confidence >= 0.6
-    found = trust_of(label, confidence, reliable, truth)
+    found = trust_of(label, levels_of(1 - confidence), reliable, truth)
     assert found.pixels.tolist() == [8, 1, 5, 3, 2]
-    # Six pixels have both an opinion and a truth, at 255, 204, 51, 153, 255 and 102; the third and the last are wrong.
+    assert found.by_label.tolist() == [[3, 2], [4, 3]]
+    # Six pixels have both an opinion and a truth, at 1, .8, .2, .6, 1 and .4; the third and the last are wrong.
     right = {level: row.tolist() for level, row in enumerate(found.by_level) if row[0]}
-    assert right == {51: [1, 0], 102: [1, 0], 153: [1, 1], 204: [1, 1], 255: [2, 2]}
+    assert right == {40: [1, 0], 80: [1, 0], 120: [1, 1], 160: [1, 1], 255: [2, 2]}
     # Distances to the borders at 3|4 and 6|7: 3 2 1 0 0 1 0.
     assert found.by_distance[0].tolist() == [[2, 0], [2, 2]] and found.by_distance[1].tolist() == [[2, 0], [0, 0]]
     assert not found.by_distance[2:].any()
     result = found.result()
     assert result["uncertain"] == 1 / 8
     assert result["reliable"] == {
-        "share": 5 / 8, "share_objects": 2 / 3, "accuracy_inside": 1.0, "accuracy_outside": 0.0,
+        "share": 5 / 8, "share_objects": 2 / 3, "obtained": 5 / 7, "obtained_background": 2 / 3,
+        "obtained_objects": 3 / 4, "accuracy_inside": 1.0, "accuracy_outside": 0.0,
     }  # fmt: skip
     assert result["confidence"]["auroc"] == 1.0  # every right pixel is more confident than either wrong one
     assert result["border_trust"][0] == {
@@ -55,7 +57,7 @@ def test_trust_by_hand() -> None:
     assert result["border_trust"][2]["reliable_share"] is None
     bins = result["confidence"]["bins"]
     assert sum(row["pixels"] for row in bins) == 6 and bins[-1]["accuracy"] == 1.0 and bins[-1]["confidence"] == 1.0
-    assert [row["accuracy"] for row in bins if row["from"] <= 0.2 <= row["to"]] == [0.0]
+    assert [row["accuracy"] for row in bins if row["from"] <= 0.2 < row["to"]] == [0.0]
 
 
 labels_of = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 255]))
@@ -63,19 +65,20 @@ labels_of = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 255]))
 
 @given(labels_of, labels_of, arrays(np.uint8, (5, 7), elements=st.integers(0, 255)))
 def test_trust_is_what_a_loop_counts(label: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> None:
-    confidence = levels / np.float32(LEVELS)
-    reliable = reliable_pixels(label, confidence, 0.5)
+    reliable = (levels > 100) & (label != 255)
     expected, distance = Trust.nothing(), border_distance(truth)
     for place in np.ndindex(label.shape):
         is_object = truth[place] in (1, 2)
         expected.pixels += [1, label[place] == 255, reliable[place], is_object, is_object and reliable[place]]
+        if label[place] != 255:
+            expected.by_label[min(label[place], 1)] += [1, reliable[place]]
         if label[place] != 255 and truth[place] != 255:
             wrong = label[place] != truth[place]
             expected.by_level[levels[place]] += [1, not wrong]
             row = next(row for row, low in reversed(list(enumerate([0, 2, 4, 8, 16]))) if distance[place] >= low)
             expected.by_distance[row, 0 if reliable[place] else 1] += [1, wrong]
-    found = trust_of(label, confidence, reliable, truth)
-    assert (found.by_level == expected.by_level).all()
+    found = trust_of(label, levels.astype(np.uint8), reliable, truth)
+    assert (found.by_level == expected.by_level).all() and (found.by_label == expected.by_label).all()
     assert (found.by_distance == expected.by_distance).all() and (found.pixels == expected.pixels).all()
 
 
@@ -135,6 +138,31 @@ def test_a_list_is_measured_apart(drawn: Manifest, cams: Path, tmp_path: Path) -
     table = label_table([whole])
     assert table["split"].tolist() == ["train", "three"] and table["pictures"].tolist() == [8, 3]
     assert table["miou"].tolist() == [whole.metrics()["miou"], alone["miou"]] and table["uncertain"].isna()[1]
+
+
+def test_the_share_asked_for_beside_the_share_obtained(
+    drawn: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where confidences differ a fraction gives what it says; where a third of them are equal, it is said."""
+    rng = np.random.default_rng(0)
+    for name, equal in (("differ", 0.0), ("tie", 0.7)):
+        with store.create(tmp_path / f"{name}.h5", classes=drawn.classes) as writer:
+            for image_id in drawn.ids:
+                doubt = rng.uniform(0.1, 0.9, (64, 64))
+                doubt[rng.random((64, 64)) < equal] = 0
+                put(writer, image_id, np.where(drawn.mask(image_id) == 255, 0, drawn.mask(image_id)), doubt)
+    for fraction in (0.25, 0.5, 0.75):
+        caplog.clear()
+        found = evaluate_labels(drawn, tmp_path / "differ.h5", tmp_path / "out", fraction)["reliable"]
+        assert found["asked"] == fraction and not caplog.messages
+        for key in ("obtained", "obtained_background", "obtained_objects"):
+            assert found[key] == pytest.approx(fraction, abs=0.01)
+    found = evaluate_labels(drawn, tmp_path / "tie.h5", tmp_path / "out", 0.5)["reliable"]
+    assert found["obtained"] == pytest.approx(0.7, abs=0.02)
+    (message,) = caplog.messages
+    assert "tie.h5: 50 % were to be reliable, and 70 % of background" in message and "equal confidences" in message
+    with pytest.raises(UserError, match=r"--fraction: .*steps of 0.05; take 0.3 or 0.35"):
+        evaluate_labels(drawn, tmp_path / "tie.h5", tmp_path / "out", 0.333)
 
 
 def test_a_threshold_instead_of_a_fraction(drawn: Manifest, cams: Path, tmp_path: Path) -> None:
@@ -211,7 +239,9 @@ def test_tables_and_figures_of_sweeps(tmp_path: Path) -> None:
 def test_figures_of_trust() -> None:
     label = np.array([[0, 1, 1, 255]], np.uint8)
     truth = np.array([[0, 1, 0, 0]], np.uint8)
-    trust = trust_of(label, np.array([[1, 0.5, 0.25, 0]]), np.array([[True, True, False, False]]), truth).result()
+    trust = trust_of(
+        label, np.array([[255, 100, 50, 0]], np.uint8), np.array([[True, True, False, False]]), truth
+    ).result()
     calibration = figures.calibration({"cam": trust["confidence"]["bins"], "none": []})
     assert calibration is not None and "labels cam" in calibration and "labels none" not in calibration
     shares = figures.border_trust({"cam": trust["border_trust"]})

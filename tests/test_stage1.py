@@ -102,14 +102,14 @@ def test_the_logit_is_the_mean_of_the_map(network: CamNetwork) -> None:
 
 def test_labels_from_scores_by_hand() -> None:
     scores = np.array([[[0.3, 0.3, 0.3]], [[0.9, 0.1, 0.3]], [[0.2, 0.8, 0.1]]], np.float32)
-    label, confidence = labels.from_scores(scores, np.array([4, 20]))
+    label, doubt = labels.from_scores(scores, np.array([4, 20]))
     assert label.tolist() == [[4, 20, 0]] and label.dtype == np.uint8  # background wins a tie
-    assert confidence[0] == pytest.approx([0.6, 0.5, 0]) and confidence.dtype == np.float32
+    assert doubt[0] == pytest.approx([0.4, 0.5, 1]) and doubt.dtype == np.float64
 
 
 def test_confidence_stays_within_zero_and_one() -> None:
-    _, confidence = labels.from_scores(np.array([[[3.0]], [[0.5]]]), np.array([1]))
-    assert confidence.tolist() == [[1]]
+    _, doubt = labels.from_scores(np.array([[[3.0]], [[0.5]]]), np.array([1]))
+    assert doubt.tolist() == [[0]]
 
 
 def test_background_plane() -> None:
@@ -118,8 +118,8 @@ def test_background_plane() -> None:
     assert found.tolist() == [[[0.25, 0.25]], planes[0].tolist()] and found.dtype == np.float32
     none = labels.with_background(np.zeros((0, 2, 3), np.float32), 0.25)
     assert none.shape == (1, 2, 3) and (none == 0.25).all()
-    label, confidence = labels.from_scores(none, np.array([]))
-    assert not label.any() and (confidence == 1).all() and label.dtype == np.uint8
+    label, doubt = labels.from_scores(none, np.array([]))
+    assert not label.any() and not doubt.any() and label.dtype == np.uint8
 
 
 def test_upsampling_keeps_centres_and_range() -> None:
@@ -147,17 +147,17 @@ def test_two_crf_runs_and_what_they_agree_on(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(crf, "refine", refine)
     recipe = Labels(foreground_threshold=0.3, background_threshold=0.05, crf=CrfSettings(iterations=4))
-    label, confidence = labels.from_crf(image, plane, np.array([6, 9]), recipe)
+    label, doubt = labels.from_crf(image, plane, np.array([6, 9]), recipe)
     assert seen == [[[2, 0, 0, 1]], [[2, 2, 0, 1]]]  # with background 0.3, then with 0.05
     assert label.tolist() == [[9, 255, 0, 9]] and label.dtype == np.uint8
     # margins of the mean of both runs: .75 − .15, nothing, .75 − .15, .45 − .45 (background against class 9)
-    assert confidence[0] == pytest.approx([0.6, 0, 0.6, 0], abs=1e-6)
+    assert doubt[0] == pytest.approx([0.4, 1, 0.4, 1], abs=1e-6)
 
 
 def test_a_picture_without_classes_is_background(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crf, "refine", None)
-    label, confidence = labels.from_crf(np.zeros((2, 3, 3), np.uint8), np.zeros((0, 2, 3)), np.array([]), Labels())
-    assert label.shape == (2, 3) and not label.any() and (confidence == 1).all()
+    label, doubt = labels.from_crf(np.zeros((2, 3, 3), np.uint8), np.zeros((0, 2, 3)), np.array([]), Labels())
+    assert label.shape == doubt.shape == (2, 3) and not label.any() and not doubt.any()
 
 
 def test_the_crf_moves_the_label_to_the_colour_edge() -> None:

@@ -22,7 +22,7 @@ from beco.datasets import shapes, voc
 from beco.datasets.palette import read_index_png
 from beco.engine import Compute
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN, PseudoLabels
+from beco.pseudolabels import UNCERTAIN, PseudoLabels, put
 from beco.stage2 import predict as prediction
 from beco.stage2 import train as training
 from beco.stage2.networks import Segmenter
@@ -159,8 +159,7 @@ def test_label_and_mask_are_cropped_and_mirrored_with_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: bool
 ) -> None:
     with store.create(tmp_path / "labels.h5") as writer:
-        writer.put("label", "a", Halves.truth)
-        writer.put("confidence", "a", np.where(Halves.sure, 0.9, 0.1).astype(np.float16))
+        put(writer, "a", Halves.truth, np.where(Halves.sure, 0.1, 0.9))
     crop, labels = Crop(size=32, area=(0.3, 0.8)), None if truth else PseudoLabels(tmp_path / "labels.h5")
     dataset = LabelledPictures(Halves(), labels, 0.5, crop)  # type: ignore[arg-type]
     monkeypatch.setattr(augment, "KEEP_BYTES", 0)

@@ -17,7 +17,6 @@ from hypothesis.extra.numpy import arrays
 from beco import store
 from beco.errors import UserError
 from beco.files import read_json, whole, write_json
-from beco.pseudolabels import PseudoLabels, quantised, reliable_pixels
 from beco.store import Store, create, gather
 
 
@@ -319,72 +318,3 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"b\.json: no such file"):
         read_json(tmp_path / "b.json")
-
-
-# --- the reliable pixels of a picture -----------------------------------------------------------------------
-
-
-def test_reliable_pixels_by_hand() -> None:
-    label = np.array([[0, 0, 0, 0, 0], [2, 2, 2, 255, 255], [1, 7, 7, 7, 7]], np.uint8)
-    confidence = np.array([[5, 1, 4, 2, 3], [3, 3, 1, 9, 9], [9, 2, 2, 2, 2]], np.float16) / 10
-    # 0: the best ⌊2.5⌋ = 2 of 5. 2: ⌊1.5⌋ = 1, and the tie with it. 1: ⌊0.5⌋ = 0. 7: 2 of 4, all of them tie.
-    expected = [[1, 0, 1, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 1, 1]]
-    found = reliable_pixels(label, confidence, 0.5)
-    assert found.dtype == bool and found.astype(int).tolist() == expected
-    assert not reliable_pixels(label, confidence, 0).any()
-    assert (reliable_pixels(label, confidence, 1) == (label != 255)).all()
-
-
-def test_reliable_pixels_of_a_file(tmp_path: Path) -> None:
-    with create(tmp_path / "labels.h5") as writer:
-        writer.put("label", "a", np.array([[1, 1, 255]], np.uint8))
-        writer.put("confidence", "a", np.array([[0.25, 0.75, 1]], np.float16))
-    reader = PseudoLabels(tmp_path / "labels.h5")
-    assert reader.ids() == ["a"]
-    assert reader.reliable("a", 0.5).tolist() == [[False, True, False]]
-    assert reader.label("a").dtype == np.uint8 and reader.confidence("a").dtype == np.float32
-    assert reader.reliable("a", 0.5, threshold=0.25).tolist() == [[True, True, False]]
-    assert reader.reliable("a", 0.5, threshold=0.0).tolist() == [[True, True, False]]
-
-
-@given(arrays(np.float32, 20, elements=st.floats(0, 1, width=32)))
-def test_confidences_are_kept_to_half_a_step(confidence: np.ndarray) -> None:
-    found = quantised(confidence)
-    assert found.dtype == np.uint8 and ((found > 0) == (confidence > 0)).all()
-    tiny = (confidence > 0) & (confidence < 0.5 / 255)  # these become the smallest step rather than nothing
-    assert np.abs(found[~tiny] / 255 - confidence[~tiny]).max(initial=0) <= 0.5 / 255 + 1e-6
-    order = np.argsort(confidence)
-    assert (np.diff(found[order].astype(int)) >= 0).all()
-
-
-def test_confidences_are_read_as_they_were_written(tmp_path: Path) -> None:
-    with create(tmp_path / "labels.h5") as writer:
-        writer.put("label", "a", np.zeros((1, 4), np.uint8))
-        writer.put("confidence", "a", quantised(np.array([[0, 1e-6, 0.5, 1]])))
-    assert PseudoLabels(tmp_path / "labels.h5").confidence("a").tolist() == [
-        [0, np.float32(1 / 255), np.float32(128 / 255), 1]
-    ]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data(), st.tuples(st.integers(1, 6), st.integers(1, 6)), st.floats(0, 1))
-def test_reliable_pixels_are_the_most_confident_of_their_class(
-    data: st.DataObject, shape: tuple[int, int], fraction: float
-) -> None:
-    label = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 20, 255])))
-    levels = st.sampled_from([0, 0.125, 0.25, 0.5, 1])  # few, so that ties are common
-    confidence = data.draw(arrays(np.float16, shape, elements=levels))
-    found = reliable_pixels(label, confidence, fraction)
-    assert not found[label == 255].any()
-    for value in (0, 1, 20):
-        kept = confidence[(label == value) & found]
-        left = confidence[(label == value) & ~found]
-        sure = (confidence[label == value] > 0).sum()  # what has no confidence is never kept
-        number = min(math.floor(fraction * (kept.size + left.size)), sure)
-        assert kept.size >= number and (kept > 0).all()
-        assert (kept.size > 0) == (number > 0)
-        if kept.size and left.size:
-            assert left.max() < kept.min()
-        # no more than ties demand: without the last group of equals there would be too few
-        if kept.size:
-            assert (kept > kept.min()).sum() < number

@@ -46,7 +46,7 @@ def test_the_road_makes_every_artifact(finished: Checkout) -> None:
     for image_id in train.ids:
         allowed = {0, 255, *train.present(image_id)}
         assert set(labels.label(image_id).flat) <= allowed  # no class that the picture is not labelled with
-        confidence = labels.confidence(image_id)
+        confidence = labels.picture(image_id).confidence()
         assert confidence.min() >= 0 and confidence.max() <= 1
     assert set(labels.store.attributes) == {"labels", "cams", "classes"}
 

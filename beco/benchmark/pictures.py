@@ -10,14 +10,14 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import Dataset
 
-from beco import store
+from beco import pseudolabels, store
 from beco.augment import LabelledPictures
 from beco.config import Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN, PseudoLabels, quantised
+from beco.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.stage1.labels import upsampled
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
@@ -35,14 +35,14 @@ def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def pseudo_label(rng: np.random.Generator, classes: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Label (uint8, areas of a few classes, outlines without opinion) and confidence (uint8), as stage one has."""
+    """Label (uint8, areas of a few classes, outlines without opinion) and doubt, as `pseudolabels.put` takes them."""
     scores = smooth(rng, 3, height, width, 6)
     values = np.array([0, *rng.integers(1, classes + 1, 2)], np.uint8)
     ranked = np.sort(scores, axis=0)
     margin = ranked[-1] - ranked[-2]
     label = values[scores.argmax(0)]
     label[margin < 0.02] = UNCERTAIN
-    return label, quantised(np.where(label == UNCERTAIN, 0, margin))
+    return label, np.where(label == UNCERTAIN, 1, 1 - margin)
 
 
 def activation(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -75,9 +75,7 @@ def labels_of(manifest: Manifest, path: Path, classes: int) -> PseudoLabels:
     rng = np.random.default_rng(0)
     with store.create(path, classes=manifest.classes) as writer:
         for image_id in manifest.ids:
-            label, confidence = pseudo_label(rng, classes, *manifest.size(image_id))
-            writer.put("label", image_id, label)
-            writer.put("confidence", image_id, confidence)
+            pseudolabels.put(writer, image_id, *pseudo_label(rng, classes, *manifest.size(image_id)))
     return PseudoLabels(path)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.benchmark import timer
 
-from beco import crf, store
+from beco import crf, pseudolabels, store
 from beco.augment import LabelledPictures
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
@@ -25,7 +25,7 @@ from beco.config import Cam, Crf, Crop, Encoder, Irn, Labels
 from beco.datasets.shapes_drawing import draw_picture
 from beco.evaluation.borders import near_border
 from beco.evaluation.metrics import count
-from beco.pseudolabels import PseudoLabels, reliable_pixels
+from beco.pseudolabels import PseudoLabels
 from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage
 from beco.stage1.classifier import CamNetwork
@@ -109,9 +109,7 @@ def _write(path: Path, size: int, entries: int) -> None:
     rng = np.random.default_rng(0)
     with store.create(path, classes=["a"]) as writer:
         for number in range(entries):
-            label, confidence = pictures.pseudo_label(rng, CLASSES, size, size)
-            writer.put("label", str(number), label)
-            writer.put("confidence", str(number), confidence)
+            pseudolabels.put(writer, str(number), *pictures.pseudo_label(rng, CLASSES, size, size))
 
 
 def _cam(size: int) -> Task:
@@ -146,25 +144,25 @@ def _labels(refine: str, size: int) -> Task:
 
 def _writing(path: Path, size: int) -> Task:
     """A file of one picture a call: label and confidence."""
-    label, confidence = pictures.pseudo_label(np.random.default_rng(0), CLASSES, size, size)
+    label, doubt = pictures.pseudo_label(np.random.default_rng(0), CLASSES, size, size)
 
     def write() -> None:
         with store.create(path, classes=["a"]) as writer:
-            writer.put("label", "0", label)
-            writer.put("confidence", "0", confidence)
+            pseudolabels.put(writer, "0", label, doubt)
 
     return write
 
 
 def _reading(path: Path) -> Task:
-    """Label, confidence and the reliable pixels, as the loader reads them."""
+    """Label and reliable pixels, as the loader reads them."""
     reader = PseudoLabels(path)
     ids = reader.ids()
     turn = iter(range(10**9))
 
     def read() -> object:
         image_id = ids[next(turn) % len(ids)]
-        return reliable_pixels(reader.label(image_id), reader.confidence(image_id), 0.5)
+        picture = reader.picture(image_id)
+        return picture.label, picture.reliable(0.5)
 
     return read
 

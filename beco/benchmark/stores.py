@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.benchmark import timer
 
-from beco import store
+from beco import pseudolabels, store
 from beco.benchmark import pictures
 from beco.store import Store
 
@@ -67,9 +67,7 @@ def _sized(folder: Path, count: int) -> dict[str, Any]:
     planes = 0
     with store.create(labels) as label_writer, store.create(cams) as cam_writer:
         for image_id in ids:
-            label, confidence = pictures.pseudo_label(rng, 20, *SIZE)
-            label_writer.put("label", image_id, label)
-            label_writer.put("confidence", image_id, confidence)
+            pseudolabels.put(label_writer, image_id, *pictures.pseudo_label(rng, 20, *SIZE))
             cam = pictures.activation(rng, *SIZE)
             cam_writer.put("cam", image_id, cam, classes=list(range(len(cam))))
             planes += len(cam)

@@ -247,8 +247,8 @@ def _source_layers(
 ) -> list[Layer]:
     """Labels of one source and their confidence."""
     size = picture.shape[:2]
-    label = unsqueezed(source.label(image_id), size)
-    confidence = unsqueezed(source.confidence(image_id), size)
+    pseudo = source.picture(image_id)
+    label, confidence = unsqueezed(pseudo.label, size), unsqueezed(pseudo.confidence(), size)
     return [
         label_layer(f"labels {name}", caption, f"pseudo-label of {name}", label, truth),
         confidence_layer(f"confidence {name}", f"confidence of {name}", f"confidence of {name}", confidence),

@@ -14,8 +14,8 @@ from beco.evaluation.metrics import foreground_mean
 from beco.evaluation.tables import RUN_NUMBERS, LabelSource, protocol_text, read_csv
 
 LABEL_NUMBERS = [
-    *RUN_NUMBERS, "precision", "recall", "border_error", "uncertain", "reliable", "accuracy_reliable", "accuracy_rest",
-    "confidence_auroc",
+    *RUN_NUMBERS, "precision", "recall", "border_error", "uncertain", "reliable_asked", "reliable",
+    "reliable_background", "reliable_objects", "accuracy_reliable", "accuracy_rest", "confidence_auroc",
 ]  # fmt: skip
 SWEEP_NUMBERS = [*RUN_NUMBERS, "precision", "recall"]
 
@@ -24,8 +24,10 @@ def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
     """One row per pseudo-label source: its metrics, and how far its confidence can be trusted.
 
     `precision` and `recall` are means over the foreground classes that have a value; `border_error` is the error rate
-    within 1 px of a true border; `confidence_auroc` is the chance that a right pixel is more confident than a wrong
-    one. A list of pictures that was measured apart has a row of its own, with the name of the list as its `split`.
+    within 1 px of a true border; `reliable_asked` is the reliable fraction that was set, `reliable` what came of it,
+    of all pixels with an opinion, of those labelled background, and as objects; `confidence_auroc` is the chance that
+    a right pixel is more confident than a wrong one. A list of pictures that was measured apart has a row of its own,
+    with the name of the list as its `split`.
     """
     rows = [row for source in label_sources for row in _label_rows(source)]
     frame = pd.DataFrame(rows, columns=["labels", *LABEL_NUMBERS, "split", "pictures", "masks"])
@@ -41,7 +43,10 @@ def _label_rows(source: LabelSource) -> list[dict[str, Any]]:
         **{key: foreground_mean(list(metrics.get(key, {}).values())) for key in ("precision", "recall")},
         "border_error": border[0].get("error"),
         "uncertain": metrics.get("uncertain"),
-        "reliable": reliable.get("share"),
+        "reliable_asked": reliable.get("asked"),
+        "reliable": reliable.get("obtained"),
+        "reliable_background": reliable.get("obtained_background"),
+        "reliable_objects": reliable.get("obtained_objects"),
         "accuracy_reliable": reliable.get("accuracy_inside"),
         "accuracy_rest": reliable.get("accuracy_outside"),
         "confidence_auroc": metrics.get("confidence", {}).get("auroc"),

@@ -25,6 +25,7 @@ from beco.datasets.palette import voc_palette
 from beco.evaluation import bootstrap, comparisons, curves, differences, figures, label_tables, tables
 from beco.evaluation.gallery import labels_gallery, results_gallery
 from beco.evaluation.layers import ERRORS, SAFE, VOID_COLOUR
+from beco.evaluation.quality import not_as_asked
 from beco.evaluation.table_files import DIFFERENCES_NOTE, over_pictures
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import read_json, whole
@@ -142,6 +143,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
             {**row, "best": _best_on(recipes, row["labels"]), "apart": labels["labels"].duplicated()[index]}
             for index, row in enumerate(labels.to_dict("records"))
         ],
+        "not_as_asked": _not_as_asked(label_sources),
         "class_table": classes,
         "figures": {name: Markup(plot) if plot else None for name, plot in plots.items()},
         "summary": summary(recipes, [run.metrics().get("reason") for run in runs]),
@@ -165,6 +167,12 @@ def _reliable(label_sources: list[LabelSource], runs: list[Run]) -> dict[str, di
     """Share and accuracy of the reliable pixels of the labels that the runs learnt from."""
     learnt = {run.labels for run in runs}
     return {source.name: source.metrics().get("reliable", {}) for source in label_sources if source.name in learnt}
+
+
+def _not_as_asked(label_sources: list[LabelSource]) -> dict[str, str]:
+    """What to say of labels whose reliable share is not the one asked for."""
+    found = {source.name: not_as_asked(source.metrics().get("reliable", {})) for source in label_sources}
+    return {name: words for name, words in found.items() if words}
 
 
 def _best(recipes: pd.DataFrame) -> dict[str, Any] | None:

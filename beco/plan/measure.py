@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
-from beco import crf, engine, store
+from beco import crf, engine, pseudolabels, store
 from beco.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
 from beco.benchmark import pictures as made_up
 from beco.benchmark import stages
@@ -237,14 +237,13 @@ def _read(bench: Bench, work: Work, _: Rates) -> float:
 def _write(bench: Bench, work: Work, _: Rates) -> float:
     """Label and confidence into a store; other maps are taken to be written alike, pixel by pixel."""
     side = max(round(work.each**0.5), 1)
-    label, confidence = made_up.pseudo_label(np.random.default_rng(0), bench.pictures.classes, side, side)
+    label, doubt = made_up.pseudo_label(np.random.default_rng(0), bench.pictures.classes, side, side)
     turn = iter(range(10**9))
     with store.create(bench.folder / f"written{side}.h5", classes=["a"]) as writer:
 
         def write() -> None:
             name = str(next(turn))
-            writer.put("label", name, label)
-            writer.put("confidence", name, confidence)
+            pseudolabels.put(writer, name, label, doubt)
 
         return clock(bench, write)
 

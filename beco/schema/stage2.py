@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from beco.schema.base import Count, Fraction, Positive, Section
 from beco.schema.optimisation import Crop, Schedule, SegmenterOptimiser
 from beco.schema.stage1 import Crf
+
+
+def not_kept(fraction: float | None, threshold: float | None) -> str:
+    """What to say of a reliable fraction or threshold that `labels.h5` cannot tell exactly; "" if it can."""
+    for value, steps, what in ((fraction, 20, "ranks"), (threshold, 200, "confidences")):
+        if value is not None and abs(value * steps - round(value * steps)) > 1e-6:
+            down = math.floor(value * steps)
+            return f"{what} are kept in steps of {1 / steps:g}; take {down / steps:g} or {(down + 1) / steps:g}"
+    return ""
 
 
 class Mix(Section):
@@ -34,10 +44,12 @@ class Training(Section):
     """Stage two: learning from noisy pseudo-labels."""
 
     reliable_fraction: Fraction = Field(
-        0.5, description="share of each class's pixels, per picture, that count as reliable (co-training)"
+        0.5,
+        description="share of each class's pixels, per picture, that is reliable (co-training), in steps of 0.05",
     )
     reliable_threshold: Fraction | None = Field(
-        None, description="instead of the fraction: reliable is what has at least this confidence"
+        None,
+        description="instead of the fraction: reliable is what has at least this confidence, in steps of 0.005",
     )
     warmup: Fraction = Field(
         1 / 80,
@@ -72,6 +84,14 @@ class Training(Section):
     )
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=80), description="length and batch")
     optimiser: SegmenterOptimiser = Field(default_factory=SegmenterOptimiser, description="optimiser")
+
+    @field_validator("reliable_fraction", "reliable_threshold")
+    @classmethod
+    def _kept(cls, value: float | None, info: ValidationInfo) -> float | None:
+        is_fraction = info.field_name == "reliable_fraction"
+        if words := not_kept(value if is_fraction else None, None if is_fraction else value):
+            raise ValueError(words)
+        return value
 
     @model_validator(mode="after")
     def _best_needs_scores(self) -> Training:

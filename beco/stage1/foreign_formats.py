@@ -29,8 +29,9 @@ STRIDES = (4, 8, 16)
 SAMPLE = 16
 COLOUR_MODES = ("RGB", "RGBA")
 
-Labelled = tuple[NDArray[np.uint8], NDArray[np.float32]]
-"""Label (H, W) uint8 in {0…K, 255}, and confidence (H, W) float32 in [0, 1], 0 where the label is 255."""
+Labelled = tuple[NDArray[np.uint8], NDArray[np.floating]]
+"""Label (H, W) uint8 in {0…K, 255}, and doubt (H, W) float in [0, 1], see `pseudolabels.doubt_of`; where the label is
+255, no opinion, it is 1."""
 
 
 @dataclass(frozen=True)
@@ -170,21 +171,20 @@ FORMATS: Mapping[str, Format] = {
 
 
 def read_labelled(path: Path, form: str, size: tuple[int, int], classes: int, background: float) -> Labelled:
-    """Label and confidence of one picture of `size` (height, width), from a file of the format named `form`.
+    """Label and doubt of one picture of `size` (height, width), from a file of the format named `form`.
 
-    Scores give the label of the best plane and the margin over the second best as confidence; `background` is the
-    background's score where the file has none. PNGs have the confidence 1 wherever they have an opinion. Raises
-    `Unfit`.
+    Scores give the label of the best plane and what is missing to a margin of 1 over the second best; `background` is
+    the background's score where the file has none. PNGs have no doubt wherever they have an opinion. Raises `Unfit`.
     """
     scores_of = FORMATS[form].scores
     if scores_of is None:
         label = read_png(path, form, size, classes)
-        return label, (label != UNCERTAIN).astype(np.float32)
+        return label, (label == UNCERTAIN).astype(np.float32)
     return settled(scores_of(read_dictionary(path)), size, classes, background)
 
 
 def settled(scores: Scores, size: tuple[int, int], classes: int, background: float) -> Labelled:
-    """Label and confidence from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged."""
+    """Label and doubt from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged."""
     if wrong := [value for value in scores.values if not 1 <= value <= classes]:
         raise Unfit(Kind.VALUES, f"label value {wrong[0]} of {classes}")
     planes = scores.planes
@@ -203,8 +203,9 @@ def settled(scores: Scores, size: tuple[int, int], classes: int, background: flo
     elif scores.background == "complement":
         planes = np.concatenate([1 - planes.max(0, initial=0, keepdims=True), planes])
     elif scores.background == "logits":
-        planes = softmax(planes, axis=0)
-    return from_scores(planes, np.array(scores.values, np.uint8))
+        planes = softmax(planes.astype(np.float64), axis=0)  # float32 ends at differences of 100
+    sums_to_one = bool((np.abs(planes.sum(0) - 1) < 1e-4).all())  # a softmax or a CRF's posterior
+    return from_scores(planes, np.array(scores.values, np.uint8), probabilities=sums_to_one)
 
 
 def read_png(path: Path, form: str, size: tuple[int, int], classes: int) -> NDArray[np.uint8]:

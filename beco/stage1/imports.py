@@ -20,7 +20,7 @@ from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash, text_hash
 from beco.ordered import in_order
-from beco.pseudolabels import UNCERTAIN, quantised
+from beco.pseudolabels import UNCERTAIN, put
 from beco.stage1.foreign import Kind, Unfit
 from beco.stage1.foreign_formats import FORMATS, Labelled, read_labelled, read_mask, recognise
 
@@ -75,7 +75,7 @@ def make(
     Args:
         manifest: one split; files are matched to its ids by name, COCO's with or without prefix and zeros.
         folder: one file a picture, `.png`, `.npy` or `.pt`.
-        output: `labels.h5`, with the layers `label` and `confidence`.
+        output: `labels.h5`, with as `pseudolabels.put` stores pictures.
         form: a name of `FORMATS`, or `auto` to recognise it.
         background: score of the background where files hold scores but none for it (0.25 is BECO's for IRN).
         confidence: folder of masks of trusted pixels, or of scores; without it, what `folder` tells.
@@ -100,9 +100,8 @@ def _write(writer: store.Writer, manifest: Manifest, folder: Folder, pictures: I
         if isinstance(found, Unfit):
             problems.setdefault(found.kind, []).append(": ".join(filter(None, [found.name or image_id, found.detail])))
         elif not problems:
-            label, confidence = found
-            writer.put("label", image_id, label)
-            writer.put("confidence", image_id, quantised(confidence))
+            label, doubt = found
+            put(writer, image_id, label, doubt)
             values = set(np.unique(label).tolist()) - {0, UNCERTAIN}
             seen |= values
             if not values <= set(manifest.present(image_id)):
@@ -148,16 +147,16 @@ def _attributes(manifest: Manifest, source: Source) -> dict[str, Any]:
 
 
 def _labelled(manifest: Manifest, source: Source, image_id: str) -> Labelled | Unfit:
-    """Label and confidence of one picture, or what is wrong with its files (kept, to be told with the others)."""
+    """Label and doubt of one picture, or what is wrong with its files (kept, to be told with the others)."""
     size, classes = manifest.size(image_id), len(manifest.classes)
     try:
-        label, confidence = _read(source.labels, source, image_id, size, classes)
+        label, doubt = _read(source.labels, source, image_id, size, classes)
         if source.trusted is not None:
-            confidence = _read(source.trusted, source, image_id, size, classes)[1]
+            doubt = _read(source.trusted, source, image_id, size, classes)[1]
     except Unfit as unfit:
         return Unfit(unfit.kind, unfit.detail, unfit.name)  # a new one: the old holds on to the arrays of its frames
-    confidence[label == UNCERTAIN] = 0
-    return label, confidence
+    doubt[label == UNCERTAIN] = 1
+    return label, doubt
 
 
 def _read(folder: Folder, source: Source, image_id: str, size: tuple[int, int], classes: int) -> Labelled:
@@ -166,12 +165,12 @@ def _read(folder: Folder, source: Source, image_id: str, size: tuple[int, int], 
     try:
         if path is None:
             if source.allow_missing:
-                return np.full(size, UNCERTAIN, np.uint8), np.zeros(size, np.float32)
+                return np.full(size, UNCERTAIN, np.uint8), np.ones(size)
             raise Unfit(Kind.MISSING)
         if image_id in folder.doubled:
             raise Unfit(Kind.DOUBLED)
         if folder.form == MASK:
-            return np.zeros(size, np.uint8), read_mask(path, size)
+            return np.zeros(size, np.uint8), 1 - read_mask(path, size)
         return read_labelled(path, folder.form, size, classes, source.background)
     except Unfit as unfit:
         unfit.name = f"{folder.path.name}/{path.name if path else image_id}"

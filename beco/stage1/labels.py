@@ -14,13 +14,13 @@ from beco.config import Labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash
-from beco.pseudolabels import UNCERTAIN, quantised
+from beco.pseudolabels import UNCERTAIN, doubt_of, put
 from beco.shards import shard_ids
 from beco.store import Store
 
 
 def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: Path) -> None:
-    """Write the pseudo-labels of one shard of `manifest` (one split) as a store with `label` and `confidence`.
+    """Write the pseudo-labels of one shard of `manifest` (one split) as `pseudolabels.put` stores them.
 
     With refine: irn, `cams` are the scores that `beco refine` makes; UserError if the one is given for the other.
     """
@@ -36,11 +36,10 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
         for image_id in tqdm(ids, desc="pseudo-labels", unit="picture", disable=not sys.stderr.isatty(), leave=False):
             cam, values = class_scores(manifest, source, settings, image_id)
             if settings.refine == "crf":
-                label, confidence = from_crf(manifest.image(image_id), cam, values, settings)
+                label, doubt = from_crf(manifest.image(image_id), cam, values, settings)
             else:
-                label, confidence = from_scores(with_background(cam, settings.background), values)
-            writer.put("label", image_id, label)
-            writer.put("confidence", image_id, quantised(confidence))
+                label, doubt = from_scores(with_background(cam, settings.background), values)
+            put(writer, image_id, label, doubt)
 
 
 def check_maps(maps: Store, settings: Labels) -> None:
@@ -74,18 +73,14 @@ def with_background(cam: np.ndarray, background: float) -> np.ndarray:
     return np.concatenate([np.full_like(cam[:1], background, shape=(1, *cam.shape[1:])), cam])
 
 
-def from_scores(scores: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label by the best of (K+1, H, W) scores, confidence by its margin over the second best (as BECO does).
+def from_scores(scores: np.ndarray, values: np.ndarray, probabilities: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Label by the best of (K+1, H, W) scores, and what is missing to a margin of 1 over the second best.
 
-    `values` are the label values of planes 1…K. Returns (H, W) uint8 and (H, W) float32 in [0, 1]. Of equal scores
-    the lower plane wins, so background wins over a class.
+    `values` are the label values of planes 1…K; `probabilities` says that the planes sum to 1. Returns (H, W) uint8
+    and (H, W) float64 in [0, 1], see `doubt_of`: the margin is the confidence, as BECO has it. Of equal scores the
+    lower plane wins, so background wins over a class.
     """
-    lookup = np.array([0, *values], np.uint8)
-    label = lookup[scores.argmax(0)]
-    if len(scores) == 1:
-        return label, np.ones(label.shape, np.float32)
-    top = np.partition(scores, -2, axis=0)
-    return label, np.clip(top[-1] - top[-2], 0, 1).astype(np.float32)
+    return np.array([0, *values], np.uint8)[scores.argmax(0)], doubt_of(scores, probabilities)
 
 
 def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: Labels) -> tuple[np.ndarray, np.ndarray]:
@@ -93,18 +88,19 @@ def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: L
 
     A class is believed where the run with the high background score finds it, background where both runs find it,
     and nothing (255) elsewhere. Confidence is the margin between the two best classes of the mean of both
-    posteriors, and 0 where nothing is believed. A picture without classes is background throughout.
+    posteriors, given as `from_scores` does, and none where nothing is believed. A picture without classes is background
+    throughout.
     """
     if len(cam) == 0:
-        return np.zeros(image.shape[:2], np.uint8), np.ones(image.shape[:2], np.float32)
+        return np.zeros(image.shape[:2], np.uint8), np.zeros(image.shape[:2])
     posteriors = [
         crf.refine(image, with_background(cam, threshold).argmax(0), len(cam) + 1, settings.crf)
         for threshold in (settings.foreground_threshold, settings.background_threshold)
     ]
     foreground, background = (posterior.argmax(0) for posterior in posteriors)
-    _, confidence = from_scores((posteriors[0] + posteriors[1]) / 2, values)
+    doubt = doubt_of((posteriors[0] + posteriors[1]) / 2, probabilities=True)
     label = np.array([0, *values], np.uint8)[foreground]
     unknown = (foreground == 0) & (background != 0)
     label[unknown] = UNCERTAIN
-    confidence[unknown] = 0
-    return label, confidence
+    doubt[unknown] = 1
+    return label, doubt

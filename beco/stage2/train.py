@@ -113,6 +113,7 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
             raise UserError("labels: truth asked for, but the training split has no masks; name a stage-one recipe")
         return None
     reader = PseudoLabels(labels)
+    reader.check()
     missing = set(pictures.ids) - set(reader.ids())
     if missing:
         raise UserError(
