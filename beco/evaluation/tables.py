@@ -213,7 +213,7 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
     if key == "resize":
         return f"long side {value} px" if value else "" if protocol.get("squeeze") else "own size"
     if key == "squeeze":
-        return f"squeezed to {value}×{value}" if value else ""
+        return f"squeezed to {value}×{value}, {_where_scored(protocol)}" if value else ""
     if key == "networks":
         return f"{value} network{'s' if value in ('all', 2) else ''}"
     if key == "crf":
@@ -227,7 +227,12 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
     return f"{key} {value}"
 
 
-UNNAMED = ("batch_size",)  # changes no number
+UNNAMED = ("batch_size", "score_at")  # changes no number; is said with `squeeze`
+
+
+def _where_scored(protocol: dict[str, Any]) -> str:
+    """Where squeezed pictures are scored; a protocol without `score_at` is older than that key."""
+    return "scored at own size" if protocol.get("score_at") == "picture" else "scored on the square"
 
 
 def _merge_part(merge: str, protocol: dict[str, Any]) -> str:
