@@ -18,7 +18,7 @@ from beco.cli import app
 from beco.config import validate_config
 from beco.errors import UserError
 from beco.evaluation.report import write_report
-from beco.evaluation.table_files import latex, write_tables
+from beco.evaluation.table_files import MEAN_NOTE, latex, write_tables
 from beco.evaluation.tables import Run, run_table
 from beco.files import write_json
 from beco.published import figures
@@ -106,6 +106,7 @@ def test_the_columns_by_hand(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "recipes.md").read_text()
     assert "| 70.5 ± 0.7 | 2 | 72.1 | −1.6 | Rong et al. 2023, Tables 4 and 5 (two networks) | 50.0 |" in text
     assert "| 50.0 ± 0.0 | 2 |  |  |  | 50.0 |" in text
+    assert text.endswith(f"\n{MEAN_NOTE}\n") and MEAN_NOTE in (tmp_path / "out" / "pseudo_labels.md").read_text()
     assert "| 60.0 ± 0.0 | 2 |  |  | not found | 50.0 |" in text
     tex = (tmp_path / "out" / "recipes.tex").read_text()
     assert r"70.5 $\pm$ 0.7 & 2 & 72.1 & $-$1.6 & Rong et al. 2023, Tables 4 and 5 (two networks) &" in tex
@@ -146,5 +147,6 @@ def test_the_report_has_the_column_if_a_figure_is_named(tmp_path: Path) -> None:
     for published in (None, {"beco": BECO, "v2": "beco/voc12/val/deeplabv2-resnet101"}):
         write_report(manifest, "train", "val", None, sources, runs, None, 0, page, None, published)
         text, html = Page(page).text, page.read_text()
+        assert MEAN_NOTE in text
         assert ("ours − published" in text) == ("72.1" in text) == (published is not None)
         assert ('title="Rong et al. 2023, Tables 4 and 5, two networks"' in html) == (published is not None)

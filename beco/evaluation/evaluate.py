@@ -20,12 +20,15 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
 from beco.evaluation.borders import NearBorder, near_border
-from beco.evaluation.metrics import PICTURE_COUNTS, Counts, Scorer, count
+from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, Counts, Scorer, count
 from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
 
 PER_CLASS = ["iou", "boundary_iou_per_class", "precision", "recall", "truth_pixels", "predicted_pixels"]
-CONVENTION = "255 in a prediction counts as background, 255 in the truth is left out"
+CONVENTION = (
+    "255 in a prediction counts as background, 255 in the truth is left out; mean IoU over classes and background: "
+    + MEAN_RULE
+)
 log = logging.getLogger("beco")
 
 

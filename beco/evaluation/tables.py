@@ -140,8 +140,10 @@ def recipe_table(
 
 
 def class_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
-    """IoU by class: one row per class, one column per pseudo-label source (`labels <name>`) and experiment
-    (mean).
+    """IoU by class: one row per class, one column per pseudo-label source (`labels <name>`) and experiment.
+
+    An experiment's is the mean over the seeds in which the class has an IoU: in another it may be neither true nor
+    predicted.
     """
     columns: dict[str, pd.Series] = {}
     for source in label_sources:
