@@ -209,8 +209,9 @@ def memory(config: Config, manifest: Manifest | None, on_gpu: bool = False) -> i
     On a GPU networks learn in its own memory.
     """
     needed = 0 if on_gpu else learning(config, manifest)
-    if manifest is not None and not config.prediction.squeeze:
-        pixels = int((manifest.table["height"] * manifest.table["width"]).max())
+    if manifest is not None:
+        side = config.prediction.scored_side
+        pixels = side**2 if side else int((manifest.table["height"] * manifest.table["width"]).max())
         needed = max(needed, room.scores(pixels, len(manifest.classes) + 1))
     return room.PROCESS + needed
 
@@ -240,7 +241,9 @@ def disk(config: Config, manifest: Manifest | None) -> int:
     learnt = table[table["split"] == "train"]
     shown = (learnt["pixels"] * learnt[manifest.classes].sum(axis=1)).sum()
     predicted = table if config.dataset.format == "folder" else table[table["split"] == "val"]
-    return room.disk(config, room.Sums(learnt["pixels"].sum(), shown, predicted["pixels"].sum()), len(manifest.classes))
+    side = config.prediction.scored_side
+    written = len(predicted) * side**2 if side else predicted["pixels"].sum()
+    return room.disk(config, room.Sums(learnt["pixels"].sum(), shown, written), len(manifest.classes))
 
 
 # --- software -----------------------------------------------------------------------------------------------

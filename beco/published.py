@@ -31,7 +31,7 @@ class Figure:
     miou: float | None
     """A share from 0 to 1 as ours; None if it was not found."""
     protocol: str
-    """What is known of how it was measured; empty: nothing is said about scales, flips and CRF."""
+    """What is known of how it was measured, in parts divided by commas; what it does not name is not known."""
     source: str
 
 
@@ -58,3 +58,19 @@ def figures() -> Mapping[str, Figure]:
 def unknown(where: str, key: str) -> str:
     """What is wrong with a `key` given at `where`: one line, or nothing if there is such a figure."""
     return "" if key in figures() else f"{where}: no `{key}` in beco/published.csv{nearest(key, figures())}"
+
+
+def misfit(where: str, key: str, ours: Mapping[str, bool]) -> str:
+    """What keeps the figure `key`, named at `where`, from standing beside a row of ours: one line, or nothing.
+
+    `ours` says of parts of a protocol, in the words of the file, whether they hold for the row. A part that is not
+    known of the figure rules nothing out, nor does any where the figure itself was not found.
+    """
+    figure = figures()[key]
+    wrong = [part for part in figure.protocol.split(", ") if not ours.get(part, True)]
+    if figure.miou is None or not wrong:
+        return ""
+    return (
+        f"{where}: `{key}` was measured with `{wrong[0]}`, unlike this experiment; name another figure or none, or set"
+        " recipe and prediction alike"
+    )

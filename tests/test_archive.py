@@ -93,7 +93,7 @@ def test_what_the_manifest_rules_out(predictions: Path, tmp_path: Path) -> None:
         write_archive(predictions, output, "val", manifest=listed([*NAMES, "2011_000003"]))
     with pytest.raises(UserError, match="holds 1 pictures that the split does not, such as 2007_000033"):
         write_archive(predictions, output, "val", manifest=listed(NAMES[1:]))
-    with pytest.raises(UserError, match="is 5×3, its picture 6×3"):
+    with pytest.raises(UserError, match=r"is 5×3, its picture 6×3 .*predict with prediction\.score_at: picture"):
         write_archive(predictions, output, "val", manifest=listed(NAMES, width=6))
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):

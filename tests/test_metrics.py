@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from beco.engine import Compute
 from beco.errors import UserError
+from beco.evaluation import bootstrap
 from beco.evaluation.borders import BORDER_BINS, TRIMAP, border_distance, border_table, near_border, trimap_iou
-from beco.evaluation.metrics import Scorer, band_width, contour_band
+from beco.evaluation.evaluate import CONVENTION
+from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, Scorer, band_width, contour_band
+from beco.evaluation.table_files import MEAN_NOTE
+from beco.stage2.validate import Validator
 
 CLASSES = 4
 SHAPES = st.tuples(st.integers(2, 14), st.integers(2, 14))
@@ -66,6 +74,34 @@ def test_classes_in_neither_map_have_no_iou() -> None:
 
 def test_a_class_only_predicted_counts_as_zero() -> None:
     assert score((grid("01"), grid("00")), classes=3)["iou"] == [1 / 2, 0.0, None]
+
+
+def test_one_rule_for_classes_that_are_only_predicted() -> None:
+    """Of `a` and `b` beside background, `b` is predicted and never true; `c` is neither. Every mean is the same."""
+    truth, prediction = grid("0011x"), grid("02122")  # the last pixel is void: `b` there is not seen
+    expected = pytest.approx((1 / 2 + 1 / 2 + 0) / 3)  # over the true classes alone it would be 1/2
+    scorer = Scorer(4)
+    scorer.add("one", prediction, truth)
+    assert scorer.result()["iou"] == [1 / 2, 1 / 2, 0.0, None]
+    assert scorer.result()["miou"] == expected and scorer.rows[0]["miou"] == expected
+    assert scorer.result()["precision"] == [1, 1, 0, None] and scorer.result()["recall"] == [1 / 2, 1 / 2, None, None]
+    # resampled: the picture's own counts, each label value with those of its bands
+    totals = np.zeros((4, len(PICTURE_COUNTS)))
+    for value, *counts in scorer.class_rows[0]:
+        totals[value] = counts
+    assert bootstrap.scores(totals.reshape(1, -1))[0, 0] == expected
+    # by distance to a border: all pixels are within 20 of one
+    near = near_border(prediction, truth, 4)
+    assert trimap_iou(near.by_class)[-1] == expected
+    # in training: a network that gives this prediction on a mask of these pixels
+    logits = torch.nn.functional.one_hot(torch.from_numpy(prediction).long(), 4).permute(2, 0, 1)[None].float()
+    batches = [(logits, torch.from_numpy(truth)[None].long())]
+    watched = SimpleNamespace(pictures=SimpleNamespace(classes=list("abc"), ids=["one"]), compute=Compute("cpu"))
+    watched._squeezed = lambda *_: batches
+    assert Validator.miou(watched) == expected  # type: ignore[arg-type]
+    # and it is said beside the numbers
+    assert CONVENTION.endswith(MEAN_RULE) and MEAN_RULE in MEAN_NOTE
+    assert "predicted and never true has IoU 0 and counts" in MEAN_RULE and "neither is left out" in MEAN_RULE
 
 
 def test_totals_are_over_the_set_not_means_of_pictures() -> None:

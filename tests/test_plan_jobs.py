@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import Checkout
-from plans import FEW, ROADS, TINY, config, works
+from plans import FEW, ROADS, TINY, config, plan, works
 
 from beco.config import Config, validate_config
 from beco.plan import networks, room
@@ -84,6 +84,21 @@ def test_a_test_time_crf_weighs_all_classes() -> None:
     assert found["infer"].each == 2 * 2 * both  # networks, mirror images
     first = works(config(prediction={"networks": "first"}), "predict.crf.beco.seed0")["infer"]
     assert first.each == networks.forward(spec, 64, 64)
+
+
+def test_where_squeezed_pictures_are_scored() -> None:
+    spec = networks.segmenter(config().networks["default"], 6)
+    pictures = replace(FEW, height=40, width=100)
+    runs = sum(len(experiment.seeds) for experiment in config().experiments.values())
+    pixels = {}
+    for where, squared in (("picture", 40 * 100), ("square", 96 * 96)):
+        of = config(prediction={"squeeze": 96, "score_at": where, "crf": {"iterations": 5}})
+        found = works(of, "predict.crf.beco.seed0", pictures)
+        assert found["infer"].each == 2 * networks.forward(spec, 96, 96)  # fed alike
+        assert found["write"].each == squared and found["crf"].each == 5 * squared
+        assert found["merge"].each == 2 * squared * 7
+        pixels[where] = plan(of, found=pictures).disk()
+    assert pixels["square"] - pixels["picture"] == runs * FEW.val * (96 * 96 - 40 * 100)
 
 
 # --- networks -------------------------------------------------------------------------------------------------

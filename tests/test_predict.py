@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_config import changed, refusal
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from beco.batches import fitted_size, size_batches
 from beco.config import InferenceCrf, Prediction
@@ -20,6 +22,7 @@ from beco.errors import UserError
 from beco.evaluation.evaluate import evaluate_predictions, squeezed
 from beco.stage2 import outputs
 from beco.stage2 import predict as prediction
+from beco.stage2.networks import Segmenter
 
 CLASSES = ["one", "two"]
 # (height, width): two sizes several times, one alone
@@ -49,6 +52,20 @@ class Column(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits[None, :, None, :].expand(len(images), -1, images.shape[-2], -1)
+
+
+class Blocks(Segmenter):
+    """Coarse logits by hand: means of 4×4 px, weighted by class, with slopes so that the place matters."""
+
+    def __init__(self, weights: list[list[float]], output_stride: int = 8) -> None:
+        nn.Module.__init__(self)
+        self.weights, self.output_stride = torch.tensor(weights), output_stride  # (C, 3)
+
+    def coarse(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % self.output_stride, 0, -height % self.output_stride))
+        blocks = torch.einsum("ck,bkhw->bchw", self.weights, F.avg_pool2d(padded, 4))
+        return blocks * torch.linspace(0.5, 1.5, blocks.shape[-1]) * torch.linspace(1, 2, blocks.shape[-2])[:, None]
 
 
 @pytest.fixture
@@ -167,11 +184,21 @@ def test_a_picture_of_another_size_than_listed_is_named(pictures: Manifest) -> N
         list(size_batches(pictures, pictures.ids, None, 2, "test"))
 
 
-@pytest.mark.parametrize("settings", [{"scales": [0.5, 1], "flip": True}, {"resize": 32}, {"squeeze": 32}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scales": [0.5, 1], "flip": True},
+        {"resize": 32},
+        {"squeeze": 32},
+        {"squeeze": 36, "scales": [0.5, 1], "flip": True},
+        {"squeeze": 32, "score_at": "square"},
+    ],
+)
 def test_batches_and_threads_change_no_label(
     pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict
 ) -> None:
-    networks: list[nn.Module] = [nn.Identity(), Brightness([0.2, 0.1, -0.3])]  # the colours themselves are logits
+    colours = [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]
+    networks: list[nn.Module] = [Blocks(colours), Blocks([[0.2, 0, 0], [0.1, 0, 0], [-0.3, 0, 0]])]
     found = {}
     for batch_size, threads in ((1, 1), (8, 1), (8, 2)):
         output = tmp_path / f"{batch_size}.{threads}"
@@ -198,6 +225,16 @@ def test_predictions_appear_whole_or_not_at_all(
 # --- squeezing ----------------------------------------------------------------------------------------------
 
 
+def test_what_is_fed_and_where_it_is_scored() -> None:
+    assert (Prediction().score_at, Prediction().scored_side) == ("picture", None)
+    assert Prediction(squeeze=512).scored_side is None  # the official test: the picture's own size
+    assert Prediction(squeeze=512, score_at="square").scored_side == 512  # validation in training
+    for settings in ({}, {"resize": 512}):
+        message = refusal(changed("prediction", {**settings, "score_at": "square"}))
+        assert "prediction" in message and "score_at: square needs a square; set squeeze" in message
+    assert "score_at" in refusal(changed("prediction.score_at", "fed"))
+
+
 def test_the_truth_is_squeezed_by_hand() -> None:
     truth = np.arange(24, dtype=np.uint8).reshape(4, 6)
     # New centres lie at 1/4 and 3/4: rows 1 and 3 of 4, columns 1 and 4 of 6 (centre 1.5 and 4.5, cut down).
@@ -209,14 +246,86 @@ def test_the_truth_is_squeezed_by_hand() -> None:
 def test_squeezed_predictions_are_measured_on_squeezed_masks(
     pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = predicted(pictures, monkeypatch, [Brightness([0.0, 0.1, -1.0])], tmp_path / "out", squeeze=32)
+    square = {"squeeze": 32, "score_at": "square"}
+    found = predicted(pictures, monkeypatch, [Brightness([0.0, 0.1, -1.0])], tmp_path / "out", **square)
     assert {label.shape for label in found.values()} == {(32, 32)}
     for image_id in pictures.ids:
         write_index_png(tmp_path / "true" / f"{image_id}.png", squeezed(pictures.mask(image_id), 32))
-    protocol = {"squeeze": 32}
-    assert evaluate_predictions(pictures, tmp_path / "true", tmp_path / "scores", protocol)["miou"] == 1.0
-    with pytest.raises(UserError, match="prediction is 32×32 and mask"):
-        evaluate_predictions(pictures, tmp_path / "out", tmp_path / "scores", {"squeeze": None})
+    for protocol in (square, {"squeeze": 32}):  # the latter as metrics.json had it before `score_at`
+        assert evaluate_predictions(pictures, tmp_path / "true", tmp_path / "scores", protocol)["miou"] == 1.0
+    for protocol in ({"squeeze": None}, {"squeeze": 32, "score_at": "picture"}):
+        with pytest.raises(UserError, match="prediction is 32×32 and mask"):
+            evaluate_predictions(pictures, tmp_path / "out", tmp_path / "scores", protocol)
+
+
+def plainly(
+    image: np.ndarray, networks: list[Blocks], scales: list[float], flip: bool, size: tuple[int, int]
+) -> np.ndarray:
+    """The official test of one picture, pixel by pixel: (3, side, side) as squeezed to (C, *size) softmax.
+
+    Of each view the logits at stride 4 go to `size` in one step and are averaged there; the softmax is taken of that.
+    """
+    total = np.zeros(())
+    for scale in scales:
+        fed = round(image.shape[-1] * scale)
+        at_scale = prediction._scaled(torch.from_numpy(image)[None], scale)[0].numpy()
+        views = [(network, mirrored) for network in networks for mirrored in ([False, True] if flip else [False])]
+        for network, mirrored in views:
+            seen = at_scale[:, :, ::-1].copy() if mirrored else at_scale
+            coarse = network.coarse(torch.from_numpy(seen)[None])[0].double().numpy()
+            found = np.empty((len(coarse), *size))
+            for y in range(size[0]):
+                for x in range(size[1]):
+                    row, column = ((i + 0.5) / n * fed / 4 - 0.5 for i, n in zip((y, x), size, strict=True))
+                    found[:, y, x] = between(coarse, row, column)
+            total = total + (found[:, :, ::-1] if mirrored else found) / len(views) / len(scales)
+    return np.exp(total) / np.exp(total).sum(0)
+
+
+def between(maps: np.ndarray, row: float, column: float) -> np.ndarray:
+    """Bilinear value of (C, h, w) at centres counted from 0; beyond the outermost the nearest."""
+    corners = []
+    for place, count in ((row, maps.shape[1]), (column, maps.shape[2])):
+        place = min(max(place, 0), count - 1)
+        low = min(int(place), count - 2)
+        corners.append((low, place - low))
+    (top, down), (left, right) = corners
+    upper = maps[:, top, left] * (1 - right) + maps[:, top, left + 1] * right
+    lower = maps[:, top + 1, left] * (1 - right) + maps[:, top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+@pytest.mark.parametrize(
+    ("side", "scales", "flip"), [(32, [1.0], False), (36, [1.0], True), (40, [0.5, 1.0, 1.5], True)]
+)
+def test_the_official_test_pixel_by_pixel(
+    pictures: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, side: int, scales: list[float], flip: bool
+) -> None:
+    """Squeezed input, logits to the picture's own size in one step, softmax, CRF on the picture as it is, argmax."""
+    seen: dict[bytes, np.ndarray] = {}
+
+    def posterior(image: np.ndarray, probabilities: np.ndarray, settings: InferenceCrf) -> np.ndarray:
+        seen[image.tobytes()] = probabilities
+        return probabilities
+
+    monkeypatch.setattr(outputs, "posterior", posterior)
+    rng = np.random.default_rng(side)
+    networks = [Blocks(rng.normal(0, 4, (3, 3)).astype(np.float32).tolist()) for _ in range(2)]
+    how = {"squeeze": side, "scales": scales, "flip": flip}
+    bare = predicted(pictures, monkeypatch, networks, tmp_path / "bare", **how)
+    after = predicted(pictures, monkeypatch, networks, tmp_path / "crf", crf={"backend": "torch"}, **how)
+    for image_id in ("p0", "p5", "p8"):  # 12 × 16, 16 × 12, 9 × 21
+        own = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None] / 255
+        fed = F.interpolate(own, (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+        expected = plainly(fed.numpy(), networks, scales, flip, pictures.size(image_id))
+        probabilities = seen[pictures.image(image_id).tobytes()]
+        assert probabilities.shape == expected.shape == (3, *pictures.size(image_id))
+        assert np.abs(probabilities - expected).max() < 2e-5
+        assert bare[image_id].tolist() == after[image_id].tolist() == expected.argmax(0).tolist()
+    truth = {"squeeze": side, "score_at": "picture"}
+    result = evaluate_predictions(pictures, tmp_path / "bare", tmp_path / "scores", truth)
+    pixels = sum(height * width for height, width in SIZES)
+    assert sum(result["truth_pixels"].values()) == pixels  # the masks as they are, not squares
 
 
 # --- the CRF ------------------------------------------------------------------------------------------------
@@ -224,8 +333,11 @@ def test_squeezed_predictions_are_measured_on_squeezed_masks(
 
 def test_what_the_official_code_shows_its_crf() -> None:
     picture = np.array([[[0, 116, 255], [123, 117, 104], [124, 0, 103]]], dtype=np.uint8)
-    # less (123.675, 116.28, 103.53): −123.675, −0.28, 151.47; −0.675, 0.72, 0.47; 0.325, −116.28, −0.53
-    assert outputs.wrapped_picture(picture).tolist() == [[[256 - 123, 0, 151], [0, 0, 0], [0, 256 - 116, 0]]]
+    # less (122.675, 116.669, 104.008): −122.675, −0.669, 150.992; 0.325, 0.331, −0.008; 1.325, −116.669, −1.008
+    assert outputs.wrapped_picture(picture).tolist() == [[[256 - 122, 0, 150], [0, 0, 0], [1, 256 - 116, 255]]]
+    # as the official code gives it on equal input (shared/reference.md §7)
+    published = np.array([[[124, 118, 105], [0, 0, 0]]], dtype=np.uint8)
+    assert outputs.wrapped_picture(published).tolist() == [[[1, 1, 0], [134, 140, 152]]]
 
 
 def test_classes_left_out_are_never_the_largest_somewhere() -> None:
@@ -262,7 +374,8 @@ def test_the_crf_sees_softmax_picture_and_kept_classes(
     assert probabilities.shape == (3, *pictures.size(one))
     assert probabilities.sum(0) == pytest.approx(np.ones(pictures.size(one)), abs=1e-6)
     assert (found[one] == (pictures.image(one)[..., 0] > 0)).all()  # the later of the two, as the stub turns them
-    for settings, shape in (({"squeeze": 32}, (32, 32)), ({"resize": 40}, pictures.size(one))):
+    square = {"squeeze": 32, "score_at": "square"}
+    for settings, shape in ((square, (32, 32)), ({"resize": 40}, pictures.size(one))):
         seen.clear()
         output = tmp_path / str(shape)
         labels = predicted(pictures, monkeypatch, networks, output, crf={"backend": "torch"}, **settings)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -16,7 +17,9 @@ from safetensors.torch import save_file
 
 from beco import check, preflight
 from beco.cli import dataset as cli
+from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.plan import room
 
 
 def of_weights(path: Path) -> dict[str, Any]:
@@ -56,6 +59,18 @@ def test_estimates_warn_and_do_not_stop(
     with pytest.raises(typer.Exit) as stopped:
         cli.check(settings=settings)
     assert stopped.value.exit_code == 1 and "To mend: 1." in capsys.readouterr().out
+
+
+def test_room_for_what_is_scored_on_squares(tmp_path: Path) -> None:
+    rows = [["a", "train", "a.jpg", "", 90, 80, 1], ["b", "val", "b.jpg", "", 100, 40, 0]]
+    names = ["image_id", "split", "image", "mask", "width", "height", "cat"]
+    pictures = Manifest(tmp_path, pd.DataFrame(rows, columns=names).set_index("image_id"), ["cat"])
+    own, square = (config(prediction={"squeeze": 96, "score_at": where}) for where in ("picture", "square"))
+    runs = sum(len(experiment.seeds) for experiment in own.experiments.values())
+    assert check.disk(square, pictures) - check.disk(own, pictures) == runs * (96 * 96 - 100 * 40)
+    large = config(prediction={"squeeze": 8192, "score_at": "square"})
+    assert check.memory(large, pictures) == room.PROCESS + room.scores(8192**2, 2)
+    assert check.memory(own, pictures, on_gpu=True) == room.PROCESS + room.scores(90 * 80, 2)
 
 
 def test_another_machine_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

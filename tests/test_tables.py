@@ -174,9 +174,14 @@ def test_protocols_in_words() -> None:
         crf=InferenceCrf(image="official-code", minimum_mass=0.01, backend="torch"),
     ).model_dump(mode="json")
     assert protocol_text(chosen, "best") == (
-        "scales 0.5+1, flip, max over scales, squeezed to 512×512, all networks, "
+        "scales 0.5+1, flip, max over scales, squeezed to 512×512, scored at own size, all networks, "
         "CRF (picture as in the official code, classes up to 0.01 left out), best epoch on val"
     )
+    square = Prediction(squeeze=512, score_at="square").model_dump(mode="json")
+    said = "scale 1, no flip, logits averaged, squeezed to 512×512, scored on the square, all networks, no CRF"
+    assert protocol_text(square) == said
+    del square["score_at"]  # as metrics.json kept it when there was no choice
+    assert protocol_text(square) == said
     for merge, scales, said in (("max", [1.0], "logits averaged"), ("softmax", [1.0], "softmax averaged")):
         assert said in protocol_text(plain | {"merge": merge, "scales": scales, "crf": InferenceCrf().model_dump()})
     assert protocol_text(plain | {"crf": InferenceCrf().model_dump()}).endswith("all networks, CRF")

@@ -86,5 +86,5 @@ def _check(path: Path, size: tuple[int, int] | None) -> None:
     if size is not None and label.shape != size:
         raise UserError(
             f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height);"
-            " predict without prediction.squeeze"
+            " predict with prediction.score_at: picture"
         )

@@ -128,7 +128,10 @@ def scores(totals: np.ndarray) -> np.ndarray:
 
 
 def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """(r, C) quotients to their (r,) means over the classes whose denominator is not 0; NaN if there is none."""
+    """(r, C) quotients to their (r,) means over the classes whose denominator is not 0; NaN if there is none.
+
+    That is `metrics.MEAN_RULE`: in a resample that lost all pictures of a class, what is predicted of it still counts.
+    """
     known = below > 0
     total = np.divide(above, below, out=np.zeros(below.shape), where=known).sum(1)
     return np.divide(total, known.sum(1), out=np.full(len(total), np.nan), where=known.any(1))

@@ -110,7 +110,7 @@ def trimap_iou(totals: np.ndarray) -> list[float | None]:
     """mIoU of the pixels within k = 1 … `TRIMAP` pixels of a true border (Kohli, Ladický, Torr, IJCV 2009).
 
     `totals` is `NearBorder.by_class`. With k = 1 these are the pixels that touch another value; a class that neither
-    the truth nor the prediction has there is left out of the mean.
+    the truth nor the prediction has there is left out of the mean, and one that is only predicted there counts with 0.
     """
     truth, predicted, both = np.moveaxis(totals.cumsum(0), -1, 0)
     union = truth + predicted - both

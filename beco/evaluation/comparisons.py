@@ -19,7 +19,14 @@ from beco.errors import UserError
 from beco.evaluation import figures
 from beco.evaluation.bootstrap import add_picture_intervals
 from beco.evaluation.differences import difference_table
-from beco.evaluation.table_files import DIFFERENCES_NOTE, Printed, over_pictures, published_cells, write_table
+from beco.evaluation.table_files import (
+    DIFFERENCES_NOTE,
+    MEAN_NOTE,
+    Printed,
+    over_pictures,
+    published_cells,
+    write_table,
+)
 from beco.evaluation.tables import (
     RUN_NUMBERS,
     LabelSource,
@@ -190,8 +197,8 @@ def _gains(by_name: Mapping[str, list[Run]]) -> pd.DataFrame:
 
 
 def note(frame: pd.DataFrame) -> str:
-    """What is true of the whole table: its protocol, if it is one, and what the intervals are."""
-    said = [common_protocol(frame), DIFFERENCES_NOTE if frame["over"].notna().any() else ""]
+    """What is true of the whole table: its protocol, if it is one, its means, and what the intervals are."""
+    said = [common_protocol(frame), MEAN_NOTE, DIFFERENCES_NOTE if frame["over"].notna().any() else ""]
     return " ".join(part for part in said if part)
 
 

@@ -20,12 +20,15 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
 from beco.evaluation.borders import NearBorder, near_border
-from beco.evaluation.metrics import PICTURE_COUNTS, Counts, Scorer, count
+from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, Counts, Scorer, count
 from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
 
 PER_CLASS = ["iou", "boundary_iou_per_class", "precision", "recall", "truth_pixels", "predicted_pixels"]
-CONVENTION = "255 in a prediction counts as background, 255 in the truth is left out"
+CONVENTION = (
+    "255 in a prediction counts as background, 255 in the truth is left out; mean IoU over classes and background: "
+    + MEAN_RULE
+)
 log = logging.getLogger("beco")
 
 
@@ -34,14 +37,14 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Measure `predictions`/<image_id>.png (index PNGs) on the pictures of `manifest`, one split of it.
 
-    Writes `metrics.json` and the three CSV files into `output`, and returns what
-    `metrics.json` holds: `Scorer.result`, `NearBorder.result`, and `protocol`, which says how the predictions were
-    made, and the masks if a program made them, and is printed beside every number. If it has `squeeze`, the
-    predictions are squares of that side, and the truth is squeezed to them (`squeezed`). Without masks the
+    Writes `metrics.json` and the three CSV files into `output`, and returns what `metrics.json` holds: `Scorer.result`,
+    `NearBorder.result`, and `protocol`, which says how the predictions were made, and the masks if a program made them,
+    and is printed beside every number. With `score_at: square` in it the predictions are squares of the side `squeeze`,
+    and the truth is squeezed to them (`squeezed`); otherwise they have their pictures' own sizes. Without masks the
     numbers are null and `reason` says why. Raises `UserError` for a prediction that is missing, damaged, of another
     size, or with an unknown label value.
     """
-    measured, side = manifest.with_masks(), protocol.get("squeeze")
+    measured, side = manifest.with_masks(), _scored_side(protocol)
     classes = len(manifest.classes) + 1
 
     def one(image_id: str) -> tuple[Counts, NearBorder]:
@@ -59,6 +62,14 @@ def evaluate_predictions(
         scorer.merge(image_id, counts)
         border.add(near)
     return write_result(manifest, scorer, border, protocol, {}, output)
+
+
+def _scored_side(protocol: dict[str, Any]) -> int | None:
+    """Side of the squares that a protocol scores on; None: the pictures' own sizes.
+
+    Without `score_at` it is older than that key, when pictures that were squeezed were scored as squares.
+    """
+    return protocol.get("squeeze") if protocol.get("score_at", "square") == "square" else None
 
 
 def squeezed(label: np.ndarray, side: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Segmentation metrics, counted in whole pixels so that neither order nor batching can change a number.
 
-Two conventions hold everywhere: a truth of 255 (void) is left out; a prediction of 255 (no opinion) counts
+Three conventions hold everywhere: a truth of 255 (void) is left out; a prediction of 255 (no opinion) counts
 as background, because that is how pseudo-labels after a CRF are measured in the literature ("CAM+CRF with
-255 → 0").
+255 → 0"); and `MEAN_RULE` says which classes a mean IoU is over, that of a picture, of a split, of a resample of
+it, and of the validation in training alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from scipy import ndimage
 from beco.errors import UserError
 
 VOID = 255
+MEAN_RULE = "a class that is predicted and never true has IoU 0 and counts, one that is neither is left out"
+"""The classes of a mean IoU, as in IRN's and BECO's evaluation: those with a union (the mean leaves 0/0 out)."""
 BAND_OF_DIAGONAL = 0.02
 PICTURE_COUNTS = ("truth", "predicted", "both", "band_truth", "band_predicted", "band_both")
 """Pixels of one class in one picture, from which every metric of a set of pictures follows."""
@@ -141,7 +144,8 @@ class Scorer:
     def result(self) -> dict[str, Any]:
         """All metrics in 0 … 1, lists by label value; None where a class gives no number.
 
-        A class with neither a true nor a predicted pixel has no IoU and is left out of the mean.
+        Means are over the classes that have a true or a predicted pixel (`MEAN_RULE`); in the picture, for a row's
+        `miou`. Precision exists for the classes that are predicted, recall for those that are true.
         """
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         right = np.diag(self.confusion)

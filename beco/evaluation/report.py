@@ -26,7 +26,7 @@ from beco.evaluation import bootstrap, comparisons, curves, differences, figures
 from beco.evaluation.gallery import labels_gallery, results_gallery
 from beco.evaluation.layers import ERRORS, SAFE, VOID_COLOUR
 from beco.evaluation.quality import not_as_asked
-from beco.evaluation.table_files import DIFFERENCES_NOTE, over_pictures
+from beco.evaluation.table_files import DIFFERENCES_NOTE, MEAN_NOTE, over_pictures
 from beco.evaluation.tables import LabelSource, Run, mean_std, percent
 from beco.files import read_json, whole
 from beco.store import Store
@@ -101,7 +101,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
     environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": over_pictures}
-    environment.globals |= {"errors": ERRORS, "differences_note": DIFFERENCES_NOTE}
+    environment.globals |= {"errors": ERRORS, "differences_note": DIFFERENCES_NOTE, "mean_note": MEAN_NOTE}
     return environment
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from beco.evaluation.bootstrap import add_picture_intervals
 from beco.evaluation.differences import difference_table
 from beco.evaluation.label_tables import LABEL_NUMBERS, label_table, sweep_table
+from beco.evaluation.metrics import MEAN_RULE
 from beco.evaluation.tables import (
     RUN_NUMBERS,
     LabelSource,
@@ -33,6 +34,7 @@ DIFFERENCES_NOTE = (
     "and measured on these pictures. Over pictures: the 95 % interval (paired bootstrap) of the difference between "
     "these trainings if other pictures of the same kind were measured."
 )
+MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
 SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
 
 
@@ -50,11 +52,11 @@ def write_tables(
     swept = sweep_table(label_sources)
     every, ap = run_table(runs), classifier_table(classifier)
     differences = add_picture_intervals(difference_table(every, RUN_NUMBERS), every)
-    write_table(output / "recipes.csv", recipes, _recipes(recipes))
+    write_table(output / "recipes.csv", recipes, _recipes(recipes), MEAN_NOTE)
     write_table(output / "differences.csv", differences, _differences(differences), DIFFERENCES_NOTE)
-    write_table(output / "pseudo_labels.csv", labels, _labels(labels))
+    write_table(output / "pseudo_labels.csv", labels, _labels(labels), MEAN_NOTE)
     if not swept.empty:
-        write_table(output / "sweep.csv", swept, _sweep(swept))
+        write_table(output / "sweep.csv", swept, _sweep(swept), MEAN_NOTE)
     write_table(output / "classifier.csv", ap, _classifier(ap))
     write_csv(class_table(runs, label_sources), output / "per_class.csv")
     write_csv(every, output / "runs.csv")

@@ -140,8 +140,10 @@ def recipe_table(
 
 
 def class_table(runs: Iterable[Run], label_sources: Iterable[LabelSource]) -> pd.DataFrame:
-    """IoU by class: one row per class, one column per pseudo-label source (`labels <name>`) and experiment
-    (mean).
+    """IoU by class: one row per class, one column per pseudo-label source (`labels <name>`) and experiment.
+
+    An experiment's is the mean over the seeds in which the class has an IoU: in another it may be neither true nor
+    predicted.
     """
     columns: dict[str, pd.Series] = {}
     for source in label_sources:
@@ -213,7 +215,7 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
     if key == "resize":
         return f"long side {value} px" if value else "" if protocol.get("squeeze") else "own size"
     if key == "squeeze":
-        return f"squeezed to {value}×{value}" if value else ""
+        return f"squeezed to {value}×{value}, {_where_scored(protocol)}" if value else ""
     if key == "networks":
         return f"{value} network{'s' if value in ('all', 2) else ''}"
     if key == "crf":
@@ -227,7 +229,12 @@ def _protocol_part(key: str, value: Any, protocol: dict[str, Any]) -> str:
     return f"{key} {value}"
 
 
-UNNAMED = ("batch_size",)  # changes no number
+UNNAMED = ("batch_size", "score_at")  # changes no number; is said with `squeeze`
+
+
+def _where_scored(protocol: dict[str, Any]) -> str:
+    """Where squeezed pictures are scored; a protocol without `score_at` is older than that key."""
+    return "scored at own size" if protocol.get("score_at") == "picture" else "scored on the square"
 
 
 def _merge_part(merge: str, protocol: dict[str, Any]) -> str:

@@ -340,7 +340,7 @@ def _prediction(config: Config, pictures: Pictures, spec: Spec, many: int, run: 
     used = 1 if settings.networks == "first" else many
     views = [_scaled(fed, scale) for scale in settings.scales] * (used * (2 if settings.flip else 1))
     count = pictures.predicted(config.dataset)
-    written = fed[0] * fed[1] if settings.squeeze else pictures.pixels
+    written = settings.scored_side**2 if settings.scored_side else pictures.pixels
     channels = pictures.classes + 1
     work = [
         _start("networks"),

@@ -75,7 +75,11 @@ class Plan:
     def disk(self) -> int:
         """Bytes of the results, from above."""
         pixels, dataset = self.pictures.pixels, self.config.dataset
-        train, predicted = self.pictures.train * pixels, self.pictures.predicted(dataset) * pixels
+        side = self.config.prediction.scored_side
+        train, predicted = (
+            self.pictures.train * pixels,
+            self.pictures.predicted(dataset) * (side**2 if side else pixels),
+        )
         drawn = train if dataset.format == "shapes" else 0
         return room.disk(
             self.config, room.Sums(train, train * self.pictures.shown, predicted, drawn), self.pictures.classes

@@ -90,7 +90,7 @@ class Sums:
     shown: float
     """Of the training pictures, each as many times as it has classes."""
     predicted: float
-    """Of the pictures that are predicted."""
+    """Of the predictions: their pictures', or of the squares that they are scored on."""
     drawn: float = 0
     """Of the pictures that are drawn into the results."""
 

@@ -130,7 +130,14 @@ class Prediction(Section):
         None, description="long side fed to the network, pixels; null: the picture's own size"
     )
     squeeze: Annotated[int, Field(ge=32)] | None = Field(
-        None, description="picture and truth squeezed to a square of this side, as BECO validates in training; null: no"
+        None,
+        description="side of the square that every picture is squeezed into before it is fed, pixels; published: 512; "
+        "null: no",
+    )
+    score_at: Literal["picture", "square"] = Field(
+        "picture",
+        description="where labels are decided and scored: at the picture's own size (published), or on the square of "
+        "`squeeze` with the mask squeezed alike, as BECO validates in training",
     )
     networks: Literal["all", "first"] = Field("all", description="average the co-trained networks, or use one")
     crf: InferenceCrf | None = Field(None, description="CRF after the networks; null: none")
@@ -140,4 +147,11 @@ class Prediction(Section):
     def _one_size(self) -> Prediction:
         if self.resize and self.squeeze:
             raise ValueError("give resize or squeeze, not both")
+        if self.score_at == "square" and not self.squeeze:
+            raise ValueError("score_at: square needs a square; set squeeze, such as 512, or leave score_at out")
         return self
+
+    @property
+    def scored_side(self) -> int | None:
+        """Side of the square on which labels are decided and scored; None: each picture's own size."""
+        return self.squeeze if self.score_at == "square" else None

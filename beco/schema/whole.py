@@ -151,7 +151,7 @@ class Config(Section):
                     raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if self.dataset.format == "coco" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
-        from beco.published import unknown  # here: no stage but the tables depends on them
+        from beco.published import misfit, unknown  # here: no stage but the tables depends on them
 
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
@@ -166,11 +166,22 @@ class Config(Section):
                     f"experiments.{name}.network: no `{experiment.network}` under networks"
                     f"{nearest(experiment.network, self.networks)}"
                 )
-            if experiment.published is not None and (
-                wrong := unknown(f"experiments.{name}.published", experiment.published)
-            ):
-                raise ValueError(wrong)
+            if experiment.published is not None:
+                where = f"experiments.{name}.published", experiment.published
+                if wrong := unknown(*where) or misfit(*where, self._protocol(experiment)):
+                    raise ValueError(wrong)
         return self
+
+    def _protocol(self, experiment: Experiment) -> dict[str, bool]:
+        """What holds of how an experiment is measured, in the words of `beco/published.csv`."""
+        one = experiment.recipe == "single" or self.prediction.networks == "first"
+        return {
+            "two networks": not one,
+            "one of the two networks": one and experiment.recipe != "single",
+            "no CRF": self.prediction.crf is None,
+            "squeezed to 512×512": self.prediction.squeeze == 512,
+            "scored at own size": self.prediction.scored_side is None,
+        }
 
     @model_validator(mode="after")
     def _comparisons_exist(self) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,11 +41,43 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> logits (B, K+1, H, W) float32."""
         height, width = images.shape[-2:]
-        right, bottom = -width % self.output_stride, -height % self.output_stride
-        padded = F.pad(self.normalise(images), (0, right, 0, bottom))  # zero is the mean colour here
-        logits = self.decoder(self.backbone(padded)).float()
-        size = (height + bottom, width + right)
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[..., :height, :width]
+        return self.enlarged(self.coarse(images), (height, width), (height, width))
+
+    def coarse(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> logits (B, K+1, h, w) float32 at the decoder's own stride.
+
+        They cover the pictures as padded to the right and below to multiples of `output_stride`; see `enlarged`.
+        """
+        height, width = self._padded(images.shape[-2], images.shape[-1])
+        gaps = (0, width - images.shape[-1], 0, height - images.shape[-2])
+        padded = F.pad(self.normalise(images), gaps)  # zero is the mean colour here
+        return self.decoder(self.backbone(padded)).float()
+
+    def enlarged(self, coarse: Tensor, fed: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Logits of `coarse` at `size`, in one bilinear step and without the padding: (B, K+1, *size) float32.
+
+        `fed` is (H, W) of the pictures that `coarse` was given. Pixels are squares and compared at their centres
+        (align_corners False), as BECO's test script brings the logits of a squeezed picture to its own size.
+        """
+        padded = self._padded(*fed)
+        if size == fed:
+            return F.interpolate(coarse, padded, mode="bilinear", align_corners=False)[..., : fed[0], : fed[1]]
+        if padded == fed:
+            return F.interpolate(coarse, size, mode="bilinear", align_corners=False)
+        return _sampled(coarse, (fed[0] / padded[0], fed[1] / padded[1]), size)
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        return height + -height % self.output_stride, width + -width % self.output_stride
+
+
+def _sampled(maps: Tensor, shares: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """The upper left part of (B, C, h, w), `shares` of its height and width, bilinearly as (B, C, *size)."""
+    # The centre of pixel i of n lies at (i + 1/2)/n of the part; the sampler counts from -1 to 1 over the whole.
+    down, along = (
+        (torch.arange(n, device=maps.device) + 0.5) * (2 * share / n) - 1 for n, share in zip(size, shares, strict=True)
+    )
+    grid = torch.stack(torch.meshgrid(along, down, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def build(settings: Network, classes: int, classifier: Path | None = None) -> Segmenter:

@@ -23,7 +23,8 @@ from beco.config import InferenceCrf
 from beco.crf import posterior
 from beco.datasets.palette import write_index_png
 
-MEAN_COLOUR = np.array([123.675, 116.28, 103.53], dtype=np.float32)  # ImageNet, RGB in 0-255 units
+# Of the official test script, RGB in 0-255 units; it is not the mean (`Encoder.mean`) that its networks subtract.
+MEAN_COLOUR = np.array([122.675, 116.669, 104.008], dtype=np.float32)
 
 
 def refined(
@@ -41,7 +42,7 @@ def refined(
 
 
 def wrapped_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What BECO's test script lets the CRF see: the picture less the ImageNet mean, cast to 8 bits.
+    """What BECO's test script lets the CRF see: the picture less `MEAN_COLOUR`, cast to 8 bits.
 
     The cast of a negative float is undefined in C. This is what compilers for x86 make of it: cut towards zero, then
     the lowest 8 bits, so that -1.5 becomes 255 and colours just below the mean are as far as can be from those just

@@ -1,12 +1,14 @@
-"""Inference: pictures to label maps at the pictures' own sizes, or at the size of a squeezing protocol.
+"""Inference: pictures to label maps at the pictures' own sizes, or on the squares of a squeezing protocol.
 
 A picture's logits live on the device for as long as its batch does; what leaves it is a label map, or with a CRF the
-softmax of a few pictures at a time.
+softmax of a few pictures at a time. Of squeezed pictures that are scored at their own sizes a batch keeps the logits at
+the decoder's stride alone, since each goes to another size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
 from beco.errors import UserError
 from beco.files import whole
+from beco.stage2.networks import Segmenter
 from beco.stage2.outputs import Outputs
 from beco.stage2.train import load
 
@@ -29,9 +32,9 @@ MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors 
 def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: Compute, output: Path) -> None:
     """Write a palette PNG per picture of `manifest` (one split) into the folder `output`, which appears whole.
 
-    A PNG has its picture's size, or `settings.squeeze` squared. Neither `compute` nor `settings.batch_size` changes a
-    label, but for what the last bits of a network's logits, which may depend on the size of a batch, can do to a tie.
-    Raises `UserError` if the networks were trained for other classes, or for a picture that cannot be read.
+    A PNG has its picture's size, or is a square of `settings.scored_side`. Neither `compute` nor `settings.batch_size`
+    changes a label, but for what the last bits of a network's logits, which may depend on the size of a batch, can do
+    to a tie. Raises `UserError` if the networks were trained for other classes, or for a picture that cannot be read.
     """
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
@@ -55,10 +58,9 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
         with Outputs(folder, settings.crf, compute.threads) as outputs:
             for ids, images in batches:
                 fed = (images.shape[-2], images.shape[-1])
-                scores = merged_scores(chosen, images.to(device), settings, fed)
-                for image_id, image, score in zip(ids, images, scores, strict=True):
-                    size = fed if settings.squeeze else manifest.size(image_id)
-                    score = _at_size(score[None], size)[0]
+                sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in ids]
+                scores = picture_scores(chosen, images.to(device), settings, sizes)
+                for image_id, image, size, score in zip(ids, images, sizes, scores, strict=True):
                     if settings.crf is None:
                         outputs.write(image_id, score.argmax(0).to(torch.uint8).cpu().numpy())
                     else:
@@ -74,6 +76,25 @@ def most_pixels(scales: Sequence[float], channels: int) -> int:
 
 
 @torch.inference_mode()
+def picture_scores(
+    networks: Sequence[Segmenter], images: Tensor, settings: Prediction, sizes: Sequence[tuple[int, int]]
+) -> Iterator[Tensor]:
+    """Scores by `settings.merge` of each picture of a batch at its size of `sizes`: (K+1, *size) float32, one by one.
+
+    `images` (B, 3, h, w) RGB in [0, 1]. Pictures that are squeezed and scored at their own sizes have all their views
+    brought there from the decoder's stride in one bilinear step and merged there, as BECO's test script has it. Others
+    are merged at the size fed (`merged_scores`), and the result goes to the picture's size.
+    """
+    if settings.squeeze and not settings.scored_side:
+        views = [list(_coarse_views(networks, _scaled(images, scale), settings.flip)) for scale in settings.scales]
+        for index, size in enumerate(sizes):
+            yield _merged(((view.at(index, size) for view in group) for group in views), settings.merge)[0]
+    else:
+        for score, size in zip(merged_scores(networks, images, settings, _size(images)), sizes, strict=True):
+            yield _at_size(score[None], size)[0]
+
+
+@torch.inference_mode()
 def merged_scores(networks: Sequence[nn.Module], images: Tensor, settings: Prediction, size: tuple[int, int]) -> Tensor:
     """Scores by `settings.merge` over networks, scales and mirror images: (B, K+1, *size) float32.
 
@@ -82,18 +103,25 @@ def merged_scores(networks: Sequence[nn.Module], images: Tensor, settings: Predi
     of all softmax, in [0, 1]. `max`: for each scale the mean of the logits over networks and mirror images, and of
     these the largest over the scales, as BECO's multi-scale test has it.
     """
-    combine = torch.maximum if settings.merge == "max" else torch.add
+    views = (_views(networks, _scaled(images, scale), settings.flip) for scale in settings.scales)
+    return _merged(((_at_size(logits, size) for logits in group) for group in views), settings.merge)
+
+
+def _merged(views: Iterable[Iterable[Tensor]], merge: str) -> Tensor:
+    """Logits (B, K+1, H, W) by scale, and of each scale by network and mirror image, as one map of scores."""
+    combine = torch.maximum if merge == "max" else torch.add
     total: Tensor | None = None
-    for scale in settings.scales:
-        sums, count = torch.zeros((), device=images.device), 0
-        for logits in _views(networks, _scaled(images, scale), settings.flip):
-            logits = _at_size(logits, size)
-            sums = sums + (logits.softmax(1) if settings.merge == "softmax" else logits)
+    scales = 0
+    for group in views:
+        sums, count = torch.zeros(()), 0
+        for logits in group:
+            sums = sums + (logits.softmax(1) if merge == "softmax" else logits)
             count += 1
         mean = sums / count
         total = mean if total is None else combine(total, mean)
+        scales += 1
     assert total is not None  # there is at least one scale
-    return total if settings.merge == "max" else total / len(settings.scales)
+    return total if merge == "max" else total / scales
 
 
 def _views(networks: Sequence[nn.Module], images: Tensor, flip: bool) -> Iterator[Tensor]:
@@ -103,6 +131,34 @@ def _views(networks: Sequence[nn.Module], images: Tensor, flip: bool) -> Iterato
         yield network(images)
         if flip:
             yield network(images.flip(-1)).flip(-1)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one network makes of a batch at one scale, at the stride of its decoder."""
+
+    network: Segmenter
+    logits: Tensor
+    """(B, K+1, h, w) float32."""
+    fed: tuple[int, int]
+    mirrored: bool
+
+    def at(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Logits of one picture at `size`, mirrored back: (1, K+1, *size)."""
+        found = self.network.enlarged(self.logits[index : index + 1], self.fed, size)
+        return found.flip(-1) if self.mirrored else found
+
+
+def _coarse_views(networks: Sequence[Segmenter], images: Tensor, flip: bool) -> Iterator[_View]:
+    images = images.contiguous(memory_format=torch.channels_last)
+    for network in networks:
+        yield _View(network, network.coarse(images), _size(images), False)
+        if flip:
+            yield _View(network, network.coarse(images.flip(-1)), _size(images), True)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:

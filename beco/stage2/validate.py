@@ -60,7 +60,10 @@ class Validator:
 
     @torch.inference_mode()
     def miou(self) -> float:
-        """Mean IoU over the classes that occur in truth or prediction, in [0, 1]."""
+        """Mean IoU over the classes that occur in truth or prediction, in [0, 1]: `metrics.MEAN_RULE`.
+
+        A class that is predicted and never true counts with 0, as in the final scores.
+        """
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # here: it takes seconds
 
         classes = len(self.pictures.classes) + 1
