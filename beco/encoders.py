@@ -110,17 +110,37 @@ def feature_strides(backbone: nn.Module) -> list[int]:
     return info.reduction()
 
 
+def is_resnet(backbone: nn.Module) -> bool:
+    """Whether the last stage of a backbone from `create_backbone` is of ResNet's blocks, whose dilation can be set."""
+    *_, stage = backbone.children()
+    return bool(_blocks(stage))
+
+
+def dilate_first_blocks(backbone: nn.Module, name: str) -> None:
+    """Give the first block of each stage of a ResNet the dilation of the stage's other blocks, in place.
+
+    timm leaves it at that of the stage before, as torchvision does. At stride 8 the 3×3 convolutions of stages three
+    and four have dilation 2 and 4 throughout then, as BECO's DeepLabV2 has them (mmsegmentation's `contract_dilation`
+    false). `name` is the encoder's, for the UserError if it is no ResNet of timm.
+    """
+    if not is_resnet(backbone):
+        raise UserError(f"contract_dilation: `{name}` is no ResNet, so no block can be told its dilation; leave it out")
+    for stage in backbone.children():
+        for block in _blocks(stage)[:1]:
+            _dilate(block, block.dilation)
+
+
 def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> None:
     """Multiply the dilation of the last stage's 3×3 convolutions block by block, in place.
 
     The stage's own dilation follows from the output stride: factors 1, 2, 4 make 2, 4, 8 of it at stride 16 (Chen et
-    al., Rethinking Atrous Convolution, 2017, section 3.2.1). Unlike without multi-grid, where timm leaves it at the
-    dilation of the stage before, the first block has the stage's dilation too. `name` is the encoder's, for the
-    UserError if it is no ResNet of timm or has another number of blocks.
+    al., Rethinking Atrous Convolution, 2017, section 3.2.1). The stage's first block starts from the stage's dilation
+    too, whatever `contract_dilation` says. `name` is the encoder's, for the UserError if it is no ResNet of timm or
+    has another number of blocks.
     """
     *_, stage = backbone.children()
-    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
-    if not blocks or not all(isinstance(block, BasicBlock | Bottleneck) for block in blocks):
+    blocks = _blocks(stage)
+    if not blocks:
         raise UserError(f"multi_grid: `{name}` is no ResNet, so its last stage has no blocks for it; leave it out")
     if len(blocks) != len(factors):
         raise UserError(
@@ -128,11 +148,19 @@ def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> No
             f"give {len(blocks)}"
         )
     for block, factor in zip(blocks, factors, strict=True):
-        for layer in block.children():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                dilation = block.dilation * factor
-                layer.dilation = (dilation, dilation)
-                layer.padding = (dilation, dilation)
+        _dilate(block, block.dilation * factor)
+
+
+def _blocks(stage: nn.Module) -> list[Any]:
+    """The blocks of a ResNet's stage; none if it is something else."""
+    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
+    return blocks if all(isinstance(block, BasicBlock | Bottleneck) for block in blocks) else []
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    for layer in block.children():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (dilation, dilation)
 
 
 def offline_error(name: str, error: Exception) -> UserError:

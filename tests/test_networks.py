@@ -105,6 +105,17 @@ def test_parameters_of_the_papers_networks(
     assert logits.shape == (2, 21, 65, 97)  # and nothing asked for a value on the way
 
 
+def test_the_whole_of_the_published_deeplabv2() -> None:
+    """Its figure (reference) was taken with six outputs."""
+    settings = Network.model_validate(
+        {"architecture": "deeplabv2", "encoder": {"name": "resnet101"}, "output_stride": 8, "dropout": 0}
+    )
+    with torch.device("meta"):
+        found = Segmenter(settings, 5)
+    assert size(found) == 42_942_552
+    assert dilations(found) == {"layer1": [1] * 3, "layer2": [1] * 4, "layer3": [2] * 23, "layer4": [4] * 3}
+
+
 @pytest.mark.parametrize(
     ("name", "widths", "depths", "backbone"),
     [
@@ -276,7 +287,52 @@ def test_dropout_is_where_it_belongs() -> None:
     assert not any("Dropout" in type(m).__name__ for m in Segmenter(network("deeplabv2"), 3).modules())
 
 
-# --- multi-grid ---------------------------------------------------------------------------------------------
+# --- dilation -----------------------------------------------------------------------------------------------
+
+
+def dilations(found: Segmenter) -> dict[str, list[int]]:
+    """Dilation of the 3×3 convolution of every bottleneck, stage by stage; their padding is the same."""
+    stages: dict[str, list[int]] = {}
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        convolutions = [block.conv2 for block in getattr(found.backbone, name)]
+        assert all(c.dilation == c.padding == (c.dilation[0],) * 2 for c in convolutions)
+        stages[name] = [c.dilation[0] for c in convolutions]
+    return stages
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv2", "deeplabv3plus"])
+@pytest.mark.parametrize("contract", [None, True, False])
+@pytest.mark.parametrize(
+    ("stride", "third", "fourth"), [(8, (1, 2, 2), (2, 4, 4)), (16, (1, 1, 1), (1, 2, 2)), (32, (1, 1, 1), (1, 1, 1))]
+)
+def test_dilation_of_first_blocks(
+    architecture: str, contract: bool | None, stride: int, third: tuple[int, ...], fourth: tuple[int, ...]
+) -> None:
+    """`third` and `fourth`: first, second and last block as timm makes them, the first like the stage before."""
+    settings = network(architecture, encoder={"name": "resnet101"}, output_stride=stride, contract_dilation=contract)
+    with torch.device("meta"):
+        found = dilations(Segmenter(settings, 3))
+    own = contract is False or (contract is None and architecture == "deeplabv2")
+    for stage, made in (("layer3", third), ("layer4", fourth)):
+        first = made[1] if own else made[0]
+        assert (found[stage][0], *found[stage][1:2], found[stage][-1]) == (first, *made[1:])
+
+
+def test_first_blocks_and_multi_grid_together() -> None:
+    settings = network(encoder={"name": "resnet101d"}, output_stride=8, contract_dilation=False, multi_grid=(1, 2, 4))
+    with torch.device("meta"):
+        found = dilations(Segmenter(settings, 20))
+    assert found["layer3"] == [2] * 23 and found["layer4"] == [4, 8, 16]
+
+
+def test_first_blocks_of_what_has_none() -> None:
+    mobile = {"name": "mobilenetv3_small_050"}
+    with torch.device("meta"):
+        Segmenter(network("deeplabv2", encoder=mobile), 3)  # as the library makes it
+        with pytest.raises(UserError) as caught:
+            Segmenter(network("deeplabv2", encoder=mobile, contract_dilation=False), 3)
+    assert str(caught.value).startswith("contract_dilation: `mobilenetv3_small_050` is no ResNet")
+    assert "\n" not in str(caught.value)
 
 
 def last_stage(found: Segmenter) -> list[list[tuple[int, ...]]]:

@@ -36,6 +36,11 @@ class Network(Section):
     )
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
     output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features; segformer: 32")
+    contract_dilation: bool | None = Field(
+        None,
+        description="the first block of a dilated stage (ResNet): true: as the stage before, false: as the stage's "
+        "others; null: false for deeplabv2 as published, else true",
+    )
     multi_grid: tuple[Count, ...] | None = Field(
         None, description="factors of the last stage's dilation, block by block; published for ResNet-101: [1, 2, 4]"
     )

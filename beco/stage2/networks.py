@@ -27,6 +27,8 @@ class Segmenter(nn.Module):
         self.normalise = Normalise(encoder)
         self.output_stride = settings.output_stride
         self.backbone = encoders.create_backbone(encoder, settings.output_stride)
+        if _dilates_first_blocks(settings, self.backbone):
+            encoders.dilate_first_blocks(self.backbone, encoder.name)
         if settings.multi_grid:
             encoders.set_multi_grid(self.backbone, settings.multi_grid, encoder.name)
         strides = encoders.feature_strides(self.backbone)
@@ -45,6 +47,12 @@ class Segmenter(nn.Module):
         logits = self.decoder(self.backbone(padded)).float()
         size = (height + bottom, width + right)
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)[..., :height, :width]
+
+
+def _dilates_first_blocks(settings: Network, backbone: nn.Module) -> bool:
+    if settings.contract_dilation is None:  # DeepLabV2 stands on any encoder, and only a ResNet's blocks are known
+        return settings.architecture == "deeplabv2" and encoders.is_resnet(backbone)
+    return not settings.contract_dilation
 
 
 def build(settings: Network, classes: int, classifier: Path | None = None) -> Segmenter:

@@ -22,6 +22,8 @@ from beco.stage2.networks import Segmenter, build
 from beco.stage2.recipes import Recipe, RecipeTask
 from beco.stage2.validate import Validator
 
+BEFORE = {"contract_dilation": True}  # what networks are whose file was written before there was the setting
+
 
 def train(
     manifest: Manifest,
@@ -135,7 +137,7 @@ def _starting_weights(network: Network, classifier: Path | None) -> str | None:
 def load(path: Path) -> tuple[list[Segmenter], list[str]]:
     """The networks that `train` saved, in evaluation mode, and their class names."""
     state, metadata = encoders.load_network(path)
-    settings = Network.model_validate_json(metadata["network"])
+    settings = Network.model_validate(BEFORE | json.loads(metadata["network"]))
     settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
     classes = json.loads(metadata["classes"])
     networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
