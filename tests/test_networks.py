@@ -22,7 +22,7 @@ MIT = {"name": "mit_b0", "options": SMALL_MIT}
 SMALL: dict[str, dict[str, Any]] = {
     "deeplabv2": {"encoder": TINY, "atrous_rates": (1, 2)},
     "deeplabv3plus": {"encoder": TINY, "decoder_channels": 8, "low_level_channels": 6, "atrous_rates": (1, 2, 3)},
-    "segformer": {"encoder": MIT, "decoder_channels": 8, "output_stride": 32},
+    "segformer": {"encoder": MIT, "embedding_channels": 12, "decoder_channels": 8, "output_stride": 32},
 }
 ARCHITECTURES = list(SMALL)
 
@@ -128,10 +128,40 @@ def test_parameters_of_segformer(
 ) -> None:
     monkeypatch.setattr(nn.Module, "apply", lambda self, _: self)  # counted, not run: drawing the numbers takes long
     settings = Network(architecture="segformer", encoder=Encoder(name=name), output_stride=32)
-    found = Segmenter(settings, 20)
+    found = Segmenter(settings, 5)
     assert size(found.backbone) == backbone == mix_transformer(widths, depths)
-    linear, fuse = sum(width * 256 + 256 for width in widths), 4 * 256 * 256 + 2 * 256
-    assert size(found.decoder) == linear + fuse + 256 * 21 + 21
+    linear, fuse = sum(width * 768 + 768 for width in widths), 4 * 768 * 256 + 2 * 256
+    assert size(found.decoder) == linear + fuse + 256 * 6 + 6
+    if name == "mit_b2":
+        assert size(found.decoder) == 1_577_990  # of the published head with six outputs
+
+
+def test_widths_of_segformer_are_set_one_by_one() -> None:
+    settings = network("segformer", embedding_channels=7, decoder_channels=9)
+    head = heads.create_head(settings, [3, 4, 5, 6], [4, 8, 16, 32], 2)
+    shapes = {key: tuple(value.shape) for key, value in head.named_parameters() if value.ndim > 1}
+    assert [shape for key, shape in shapes.items() if "linear" in key] == [(7, 6), (7, 5), (7, 4), (7, 3)]
+    assert [shape for shape in shapes.values() if len(shape) == 4] == [(9, 28, 1, 1), (2, 9, 1, 1)]
+
+
+def test_segformer_by_hand() -> None:
+    head = heads.create_head(network("segformer"), [3, 4, 5, 6], [4, 8, 16, 32], 2).eval()
+    scatter(head)
+    state = head.state_dict()
+    features = [torch.rand(2, 3 + level, 16 >> level, 24 >> level) for level in range(4)]
+    stages = []
+    for number, x in enumerate(reversed(features)):  # the deepest comes first in the file's order
+        weight, bias = (state[f"body.mlp_stage.{number}.linear.{key}"] for key in ("weight", "bias"))
+        x = torch.einsum("bchw,oc->bohw", x, weight) + bias.view(1, -1, 1, 1)
+        stages.append(F.interpolate(x, (16, 24), mode="bilinear", align_corners=False))
+    x = slow(torch.cat(stages, 1), state["body.fuse_stage.0.weight"])
+    mean, variance, gain, shift = (
+        state[f"body.fuse_stage.1.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    x = ((x - mean) / (variance + 1e-5).sqrt() * gain + shift).clamp(min=0)
+    expected = slow(x, state["classifier.weight"]) + state["classifier.bias"].view(1, -1, 1, 1)
+    assert expected.std() > 1e-3
+    assert torch.allclose(head(features), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_drawn_by_anything_but_fan_in() -> None:
