@@ -73,6 +73,18 @@ def test_blur_agrees_with_scipy(wide: float, taps: list[int]) -> None:
     assert np.allclose(found, expected, atol=1e-6)
 
 
+def test_one_blur_in_three_is_of_three_pixels() -> None:
+    """Over evenly spaced draws instead of random ones, so that the shares are exact."""
+    point = torch.zeros(1, 3, 7, 7)
+    point[..., 3, 3] = 1
+    reach = []
+    for number in range(300):
+        found = StrongColour()(point, Given(blurred=0, wide=(number + 0.5) / 300))[0, 0]
+        reach.append(int((found[3] > 0).sum()))
+        assert torch.equal(found > 0, (found[3] > 0)[:, None] & (found[3] > 0))
+    assert {width: reach.count(width) for width in set(reach)} == {3: 100, 5: 200}
+
+
 def test_bgr_swaps_and_cuts_to_eight_bits() -> None:
     found = StrongColour("bgr")(PICTURE, Given(gray=0))
     eight = (PICTURE * 255).floor() / 255
