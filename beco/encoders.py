@@ -11,6 +11,7 @@ import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 from segmentation_models_pytorch.encoders.mix_transformer import MixVisionTransformerEncoder
+from timm.layers import AvgPool2dSame
 from timm.models import FeatureInfo
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
 
     Any convolutional timm model, or mit_b0 … mit_b5. Weights are not loaded here, except `imagenet`, which is the
     library's own download. UserError if name, options and stride do not fit together or the download fails.
+
+    The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve the
+    map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by half a
+    cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
     """
     if encoder.name in MIX_TRANSFORMERS:
         return _mix_transformer(encoder, output_stride)
@@ -61,6 +66,10 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
         )
     except Exception as error:
         raise _refusal(encoder, error) from error
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, AvgPool2dSame) and child.stride == (1, 1):
+                setattr(module, name, nn.Identity())
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
