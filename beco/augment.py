@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -92,17 +93,41 @@ def _image(manifest: Manifest, image_id: str) -> Any:
 
 
 def weak_transform(crop: Crop) -> v2.Transform:
-    """Random part of the picture as a square, bilinear for pictures and nearest for masks; random mirror.
+    """Random part of the picture as a square, bilinear for pictures and `resized_label` for masks; random mirror.
 
     The part is either one of random area and shape, resized (`crop.area`, `crop.ratio`), or a square cut out of the
     picture resized by a random factor (`crop.scales`), padded with gray and void where the picture is too small.
     """
     if crop.scales is None:
-        steps = [v2.RandomResizedCrop(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True)]
+        steps = [_RandomPart(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True)]
     else:
         fill = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE}
         steps = [_RandomFactor(crop.scales), v2.RandomCrop(crop.size, pad_if_needed=True, fill=fill)]
     return v2.Compose([*steps, v2.RandomHorizontalFlip(crop.flip)])
+
+
+def resized_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) or (H, W) uint8 to (…, *size): the pixel under the centre of each new one, as PIL resizes labels.
+
+    So labels stay where bilinear resizing without aligned corners leaves the picture. torch's `nearest`, which is
+    torchvision's for masks, takes the pixel under the upper left corner: half a new pixel beside it.
+    """
+    planes = label if label.ndim == 3 else label[None]
+    return F.interpolate(planes[None], size, mode="nearest-exact")[0].view(*label.shape[:-2], *size)
+
+
+def _resized(inpt: Any, size: tuple[int, int]) -> Any:
+    if isinstance(inpt, tv_tensors.Mask):
+        return tv_tensors.wrap(resized_label(inpt.as_subclass(Tensor), size), like=inpt)
+    return v2.functional.resize(inpt, list(size), antialias=True)
+
+
+class _RandomPart(v2.RandomResizedCrop):
+    """torchvision's, but for how masks are resized."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = self.size
+        return _resized(v2.functional.crop(inpt, **params), (height, width))
 
 
 class _RandomFactor(v2.Transform):
@@ -114,10 +139,11 @@ class _RandomFactor(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         factor = self.factors[int(torch.randint(len(self.factors), ()))]
-        return {"size": [max(round(side * factor), 1) for side in v2.functional.get_size(flat_inputs[0])]}
+        height, width = v2.functional.get_size(flat_inputs[0])
+        return {"size": (max(round(height * factor), 1), max(round(width * factor), 1))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.resize(inpt, params["size"], antialias=True)
+        return _resized(inpt, params["size"])
 
 
 class Normalise(nn.Module):

@@ -12,6 +12,7 @@ from beco.sampling import Draws
 
 # Probabilities and ranges of the published code, which relies on albumentations' defaults, in units of full range.
 CHANGED, GRAY, BLURRED = 0.8, 0.2, 0.5
+WIDE = 2 / 3  # of those that are blurred: a limit of 5 draws 3, 4 or 5, and 4 is rounded up
 BRIGHTNESS = CONTRAST = 0.2
 HUE, SATURATION, VALUE = 20 / 180, 30 / 255, 20 / 255
 BINOMIALS = ((0.0, 0.0, 1.0, 0.0, 0.0), (0.0, 0.25, 0.5, 0.25, 0.0), (0.0625, 0.25, 0.375, 0.25, 0.0625))
@@ -19,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 # By column of the draws: below which it happens (changed, gray, blurred; the last: by 5 pixels), and what a draw of
 # 0.5 stands for and of 0 to 1 spans (contrast, brightness, hue, saturation, value).
-LIMITS = (CHANGED, GRAY, BLURRED, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
+LIMITS = (CHANGED, GRAY, BLURRED, 0.0, 0.0, 0.0, 0.0, 0.0, WIDE)
 MIDDLES = (1.0, 0.0, 0.0, 0.0, 0.0)
 SPANS = (2 * CONTRAST, 2 * BRIGHTNESS, 2 * HUE, 2 * SATURATION, 2 * VALUE)
 TURNS = (11 / 6, 9 / 6, 7 / 6)  # where on the hue's circle red, green and blue are at their turns, a round later
@@ -30,9 +31,9 @@ class StrongColour(nn.Module):
     """Colours changed anew for each picture; shapes stay, so labels stay.
 
     With probability 0.8 contrast and brightness (x · (1 ± 0.2) ± 0.2) and then hue, saturation and value (± 20° of
-    180, ± 30 and ± 20 of 255, added); with 0.2 gray; with 0.5 a blur of 3 or 5 pixels. `order` "bgr" does as the
-    published code, which swaps red and blue before (so that hue and gray weigh them the other way round) and cuts
-    colours to 8 bits. Takes and returns (B, 3, H, W) float RGB in [0, 1].
+    180, ± 30 and ± 20 of 255, added); with 0.2 gray; with 0.5 a blur, of 5 pixels twice in three times and else of 3.
+    `order` "bgr" does as the published code, which swaps red and blue before (so that hue and gray weigh them the
+    other way round) and cuts colours to 8 bits. Takes and returns (B, 3, H, W) float RGB in [0, 1].
     """
 
     limits: Tensor

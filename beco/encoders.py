@@ -11,6 +11,7 @@ import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 from segmentation_models_pytorch.encoders.mix_transformer import MixVisionTransformerEncoder
+from timm.layers import AvgPool2dSame
 from timm.models import FeatureInfo
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
 
     Any convolutional timm model, or mit_b0 … mit_b5. Weights are not loaded here, except `imagenet`, which is the
     library's own download. UserError if name, options and stride do not fit together or the download fails.
+
+    The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve the
+    map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by half a
+    cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
     """
     if encoder.name in MIX_TRANSFORMERS:
         return _mix_transformer(encoder, output_stride)
@@ -61,6 +66,10 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
         )
     except Exception as error:
         raise _refusal(encoder, error) from error
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, AvgPool2dSame) and child.stride == (1, 1):
+                setattr(module, name, nn.Identity())
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
@@ -110,17 +119,37 @@ def feature_strides(backbone: nn.Module) -> list[int]:
     return info.reduction()
 
 
+def is_resnet(backbone: nn.Module) -> bool:
+    """Whether the last stage of a backbone from `create_backbone` is of ResNet's blocks, whose dilation can be set."""
+    *_, stage = backbone.children()
+    return bool(_blocks(stage))
+
+
+def dilate_first_blocks(backbone: nn.Module, name: str) -> None:
+    """Give the first block of each stage of a ResNet the dilation of the stage's other blocks, in place.
+
+    timm leaves it at that of the stage before, as torchvision does. At stride 8 the 3×3 convolutions of stages three
+    and four have dilation 2 and 4 throughout then, as BECO's DeepLabV2 has them (mmsegmentation's `contract_dilation`
+    false). `name` is the encoder's, for the UserError if it is no ResNet of timm.
+    """
+    if not is_resnet(backbone):
+        raise UserError(f"contract_dilation: `{name}` is no ResNet, so no block can be told its dilation; leave it out")
+    for stage in backbone.children():
+        for block in _blocks(stage)[:1]:
+            _dilate(block, block.dilation)
+
+
 def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> None:
     """Multiply the dilation of the last stage's 3×3 convolutions block by block, in place.
 
     The stage's own dilation follows from the output stride: factors 1, 2, 4 make 2, 4, 8 of it at stride 16 (Chen et
-    al., Rethinking Atrous Convolution, 2017, section 3.2.1). Unlike without multi-grid, where timm leaves it at the
-    dilation of the stage before, the first block has the stage's dilation too. `name` is the encoder's, for the
-    UserError if it is no ResNet of timm or has another number of blocks.
+    al., Rethinking Atrous Convolution, 2017, section 3.2.1). The stage's first block starts from the stage's dilation
+    too, whatever `contract_dilation` says. `name` is the encoder's, for the UserError if it is no ResNet of timm or
+    has another number of blocks.
     """
     *_, stage = backbone.children()
-    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
-    if not blocks or not all(isinstance(block, BasicBlock | Bottleneck) for block in blocks):
+    blocks = _blocks(stage)
+    if not blocks:
         raise UserError(f"multi_grid: `{name}` is no ResNet, so its last stage has no blocks for it; leave it out")
     if len(blocks) != len(factors):
         raise UserError(
@@ -128,11 +157,19 @@ def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> No
             f"give {len(blocks)}"
         )
     for block, factor in zip(blocks, factors, strict=True):
-        for layer in block.children():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                dilation = block.dilation * factor
-                layer.dilation = (dilation, dilation)
-                layer.padding = (dilation, dilation)
+        _dilate(block, block.dilation * factor)
+
+
+def _blocks(stage: nn.Module) -> list[Any]:
+    """The blocks of a ResNet's stage; none if it is something else."""
+    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
+    return blocks if all(isinstance(block, BasicBlock | Bottleneck) for block in blocks) else []
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    for layer in block.children():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (dilation, dilation)
 
 
 def offline_error(name: str, error: Exception) -> UserError:

@@ -13,10 +13,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from beco import colour
-from beco.augment import weak_transform
+from beco.augment import resized_label, weak_transform
 from beco.colour import StrongColour
 from beco.config import Crop
 from beco.datasets.manifest import IGNORE
+from beco.evaluation.evaluate import squeezed
 from beco.sampling import Draws
 
 
@@ -73,6 +74,18 @@ def test_blur_agrees_with_scipy(wide: float, taps: list[int]) -> None:
     assert np.allclose(found, expected, atol=1e-6)
 
 
+def test_one_blur_in_three_is_of_three_pixels() -> None:
+    """Over evenly spaced draws instead of random ones, so that the shares are exact."""
+    point = torch.zeros(1, 3, 7, 7)
+    point[..., 3, 3] = 1
+    reach = []
+    for number in range(300):
+        found = StrongColour()(point, Given(blurred=0, wide=(number + 0.5) / 300))[0, 0]
+        reach.append(int((found[3] > 0).sum()))
+        assert torch.equal(found > 0, (found[3] > 0)[:, None] & (found[3] > 0))
+    assert {width: reach.count(width) for width in set(reach)} == {3: 100, 5: 200}
+
+
 def test_bgr_swaps_and_cuts_to_eight_bits() -> None:
     found = StrongColour("bgr")(PICTURE, Given(gray=0))
     eight = (PICTURE * 255).floor() / 255
@@ -114,3 +127,64 @@ def test_scales_pad_with_void_and_cut_a_square() -> None:
         rows, columns = inside.any(1).sum(), inside.any(0).sum()
         sizes.add((int(rows), int(columns)))
     assert sizes == {(20, 30), (40, 60), (64, 64)}
+
+
+# --- picture and label stay together ------------------------------------------------------------------------
+
+
+def coordinates(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """A picture that says which row and column each of its places is, and the same as two planes of labels."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows, columns, torch.ones_like(rows)])  # of what is no picture the third channel tells
+    return tv_tensors.Image(image.float()), tv_tensors.Mask(torch.stack([rows, columns]).to(torch.uint8))
+
+
+def test_a_ramp_of_labels_by_hand() -> None:
+    """24 to 32 pixels: the centre of new pixel i is at (i + 0.5) · 3/4."""
+    by_hand = [0, 1, 1, 2, 3, 4, 4, 5, 6]
+    assert resized_label(torch.arange(24, dtype=torch.uint8).expand(24, 24), (32, 32))[5, :9].tolist() == by_hand
+    for crop in (Crop(size=32, area=(1, 1), ratio=(1, 1), flip=0), Crop(size=32, scales=[32 / 24], flip=0)):
+        _, planes = weak_transform(crop)(*coordinates(24, 24))
+        assert planes[1, 5, :9].tolist() == by_hand and planes[0, :9, 5].tolist() == by_hand
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        Crop(size=32, area=(0.2, 1)),
+        Crop(size=45, area=(0.5, 0.75)),
+        Crop(size=64, area=(0.1, 0.3), ratio=(0.5, 2)),
+        Crop(size=64, scales=[0.5, 0.75, 1, 1.5, 1.75, 2]),
+        Crop(size=32, scales=[0.3, 1.1, 2.7]),
+    ],
+)
+@pytest.mark.parametrize("sides", [(24, 24), (33, 71), (64, 64), (100, 75), (251, 190)])
+def test_labels_lie_where_the_picture_shows_them(crop: Crop, sides: tuple[int, int]) -> None:
+    """The label of a new pixel is that of the old one under its centre, and neither side is favoured.
+
+    Where the centre lies between two old pixels, the latter is taken; these do not count as a favour.
+    """
+    image, mask = coordinates(*sides)
+    transform, away = weak_transform(crop), []
+    for draw in range(12):
+        torch.manual_seed(draw)
+        found, planes = transform(image, mask)
+        inside = (found[2] == 1) & (planes[0] != IGNORE)
+        for axis in (0, 1):
+            shown, said = found[axis].double(), planes[axis].double()
+            # along its edges a picture that is made smaller is an average of fewer pixels, so that the ramp bends
+            inner = inside & (shown > 3) & (shown < sides[axis] - 4)
+            inner[[0, 1, 2, -3, -2, -1]] = inner[:, [0, 1, 2, -3, -2, -1]] = False
+            away.append((said - shown)[inner])
+    every = torch.cat(away)
+    assert every.abs().max() < 0.5 + 1e-3
+    decided = every[every.abs() < 0.5 - 1e-3]
+    assert len(decided) > 1000 and abs(decided.mean()) < 0.06
+
+
+def test_two_ways_of_resizing_labels_agree() -> None:
+    """Validation squeezes with torch, the final evaluation with Pillow; no centre here lies between two pixels."""
+    generator = np.random.default_rng(0)
+    for height, width, side in [(24, 31, 32), (375, 500, 512), (333, 499, 321), (99, 61, 45), (17, 90, 200)]:
+        label = generator.integers(0, 21, (height, width), np.uint8)
+        assert np.array_equal(resized_label(torch.from_numpy(label), (side, side)).numpy(), squeezed(label, side))

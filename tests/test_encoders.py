@@ -223,6 +223,21 @@ def test_the_deepest_features_have_the_stride_and_channels_that_were_asked_for(s
     assert encoders.feature_channels(backbone) == [feature.shape[1] for feature in features]
 
 
+@pytest.mark.parametrize(("name", "options"), [("resnet10t", TINY), ("resnet26d", {}), ("resnet18", {})])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_shortcuts_move_nothing(name: str, options: dict[str, Any], stride: int) -> None:
+    """One cell in, the same cell out; where the stage halves the map, the cell that holds it."""
+    backbone: Any = encoders.create_backbone(encoder(name=name, options=options), stride).eval()
+    for layer, before in (("layer2", 4), ("layer3", 8), ("layer4", 16)):
+        shortcut = getattr(backbone, layer)[0].downsample
+        channels = next(m for m in shortcut.modules() if isinstance(m, nn.Conv2d)).in_channels
+        halves = before < stride
+        cell = torch.zeros(1, channels, 8, 8)
+        cell[:, :, 4, 2] = 1
+        found = shortcut(cell) - shortcut(torch.zeros_like(cell))
+        assert found.abs().sum(1)[0].nonzero().tolist() == [[2, 1] if halves else [4, 2]]
+
+
 def test_own_files_round_trip(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
     encoders.save_network(network, tmp_path / "n.safetensors", {"classes": '["é"]'})

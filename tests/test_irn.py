@@ -225,6 +225,17 @@ def test_maps_at_a_quarter_of_any_size(encoder: Encoder, size: tuple[int, int]) 
     assert float(edges.min()) >= 0 and float(edges.max()) <= 1
 
 
+def test_groups_and_widths_of_the_branches() -> None:
+    """Those of the authors' program, whose five stages are the ResNet-50's."""
+    with torch.device("meta"):
+        network = IrnNetwork(Encoder(name="resnet50"), 16)
+    norms = [stage.norm for stage in network.displacement.stages]
+    norms += [network.displacement.deep.norm, network.displacement.joined.norm]
+    found = [(norm.num_groups, norm.num_channels) for norm in norms]
+    assert found == [(8, 64), (16, 128), (16, 256), (16, 256), (16, 256), (16, 256), (16, 256)]
+    assert [(stage.norm.num_groups, stage.norm.num_channels) for stage in network.boundary.stages] == [(4, 32)] * 5
+
+
 def test_inference_averages_the_mirror_and_takes_the_mean_off() -> None:
     torch.manual_seed(6)
     network = IrnNetwork(SMALL, 16).eval()

@@ -22,7 +22,7 @@ MIT = {"name": "mit_b0", "options": SMALL_MIT}
 SMALL: dict[str, dict[str, Any]] = {
     "deeplabv2": {"encoder": TINY, "atrous_rates": (1, 2)},
     "deeplabv3plus": {"encoder": TINY, "decoder_channels": 8, "low_level_channels": 6, "atrous_rates": (1, 2, 3)},
-    "segformer": {"encoder": MIT, "decoder_channels": 8, "output_stride": 32},
+    "segformer": {"encoder": MIT, "embedding_channels": 12, "decoder_channels": 8, "output_stride": 32},
 }
 ARCHITECTURES = list(SMALL)
 
@@ -105,6 +105,17 @@ def test_parameters_of_the_papers_networks(
     assert logits.shape == (2, 21, 65, 97)  # and nothing asked for a value on the way
 
 
+def test_the_whole_of_the_published_deeplabv2() -> None:
+    """Its figure (reference) was taken with six outputs."""
+    settings = Network.model_validate(
+        {"architecture": "deeplabv2", "encoder": {"name": "resnet101"}, "output_stride": 8, "dropout": 0}
+    )
+    with torch.device("meta"):
+        found = Segmenter(settings, 5)
+    assert size(found) == 42_942_552
+    assert dilations(found) == {"layer1": [1] * 3, "layer2": [1] * 4, "layer3": [2] * 23, "layer4": [4] * 3}
+
+
 @pytest.mark.parametrize(
     ("name", "widths", "depths", "backbone"),
     [
@@ -117,10 +128,40 @@ def test_parameters_of_segformer(
 ) -> None:
     monkeypatch.setattr(nn.Module, "apply", lambda self, _: self)  # counted, not run: drawing the numbers takes long
     settings = Network(architecture="segformer", encoder=Encoder(name=name), output_stride=32)
-    found = Segmenter(settings, 20)
+    found = Segmenter(settings, 5)
     assert size(found.backbone) == backbone == mix_transformer(widths, depths)
-    linear, fuse = sum(width * 256 + 256 for width in widths), 4 * 256 * 256 + 2 * 256
-    assert size(found.decoder) == linear + fuse + 256 * 21 + 21
+    linear, fuse = sum(width * 768 + 768 for width in widths), 4 * 768 * 256 + 2 * 256
+    assert size(found.decoder) == linear + fuse + 256 * 6 + 6
+    if name == "mit_b2":
+        assert size(found.decoder) == 1_577_990  # of the published head with six outputs
+
+
+def test_widths_of_segformer_are_set_one_by_one() -> None:
+    settings = network("segformer", embedding_channels=7, decoder_channels=9)
+    head = heads.create_head(settings, [3, 4, 5, 6], [4, 8, 16, 32], 2)
+    shapes = {key: tuple(value.shape) for key, value in head.named_parameters() if value.ndim > 1}
+    assert [shape for key, shape in shapes.items() if "linear" in key] == [(7, 6), (7, 5), (7, 4), (7, 3)]
+    assert [shape for shape in shapes.values() if len(shape) == 4] == [(9, 28, 1, 1), (2, 9, 1, 1)]
+
+
+def test_segformer_by_hand() -> None:
+    head = heads.create_head(network("segformer"), [3, 4, 5, 6], [4, 8, 16, 32], 2).eval()
+    scatter(head)
+    state = head.state_dict()
+    features = [torch.rand(2, 3 + level, 16 >> level, 24 >> level) for level in range(4)]
+    stages = []
+    for number, x in enumerate(reversed(features)):  # the deepest comes first in the file's order
+        weight, bias = (state[f"body.mlp_stage.{number}.linear.{key}"] for key in ("weight", "bias"))
+        x = torch.einsum("bchw,oc->bohw", x, weight) + bias.view(1, -1, 1, 1)
+        stages.append(F.interpolate(x, (16, 24), mode="bilinear", align_corners=False))
+    x = slow(torch.cat(stages, 1), state["body.fuse_stage.0.weight"])
+    mean, variance, gain, shift = (
+        state[f"body.fuse_stage.1.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    x = ((x - mean) / (variance + 1e-5).sqrt() * gain + shift).clamp(min=0)
+    expected = slow(x, state["classifier.weight"]) + state["classifier.bias"].view(1, -1, 1, 1)
+    assert expected.std() > 1e-3
+    assert torch.allclose(head(features), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_drawn_by_anything_but_fan_in() -> None:
@@ -276,7 +317,52 @@ def test_dropout_is_where_it_belongs() -> None:
     assert not any("Dropout" in type(m).__name__ for m in Segmenter(network("deeplabv2"), 3).modules())
 
 
-# --- multi-grid ---------------------------------------------------------------------------------------------
+# --- dilation -----------------------------------------------------------------------------------------------
+
+
+def dilations(found: Segmenter) -> dict[str, list[int]]:
+    """Dilation of the 3×3 convolution of every bottleneck, stage by stage; their padding is the same."""
+    stages: dict[str, list[int]] = {}
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        convolutions = [block.conv2 for block in getattr(found.backbone, name)]
+        assert all(c.dilation == c.padding == (c.dilation[0],) * 2 for c in convolutions)
+        stages[name] = [c.dilation[0] for c in convolutions]
+    return stages
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv2", "deeplabv3plus"])
+@pytest.mark.parametrize("contract", [None, True, False])
+@pytest.mark.parametrize(
+    ("stride", "third", "fourth"), [(8, (1, 2, 2), (2, 4, 4)), (16, (1, 1, 1), (1, 2, 2)), (32, (1, 1, 1), (1, 1, 1))]
+)
+def test_dilation_of_first_blocks(
+    architecture: str, contract: bool | None, stride: int, third: tuple[int, ...], fourth: tuple[int, ...]
+) -> None:
+    """`third` and `fourth`: first, second and last block as timm makes them, the first like the stage before."""
+    settings = network(architecture, encoder={"name": "resnet101"}, output_stride=stride, contract_dilation=contract)
+    with torch.device("meta"):
+        found = dilations(Segmenter(settings, 3))
+    own = contract is False or (contract is None and architecture == "deeplabv2")
+    for stage, made in (("layer3", third), ("layer4", fourth)):
+        first = made[1] if own else made[0]
+        assert (found[stage][0], *found[stage][1:2], found[stage][-1]) == (first, *made[1:])
+
+
+def test_first_blocks_and_multi_grid_together() -> None:
+    settings = network(encoder={"name": "resnet101d"}, output_stride=8, contract_dilation=False, multi_grid=(1, 2, 4))
+    with torch.device("meta"):
+        found = dilations(Segmenter(settings, 20))
+    assert found["layer3"] == [2] * 23 and found["layer4"] == [4, 8, 16]
+
+
+def test_first_blocks_of_what_has_none() -> None:
+    mobile = {"name": "mobilenetv3_small_050"}
+    with torch.device("meta"):
+        Segmenter(network("deeplabv2", encoder=mobile), 3)  # as the library makes it
+        with pytest.raises(UserError) as caught:
+            Segmenter(network("deeplabv2", encoder=mobile, contract_dilation=False), 3)
+    assert str(caught.value).startswith("contract_dilation: `mobilenetv3_small_050` is no ResNet")
+    assert "\n" not in str(caught.value)
 
 
 def last_stage(found: Segmenter) -> list[list[tuple[int, ...]]]:

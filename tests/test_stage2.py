@@ -113,6 +113,30 @@ def test_the_two_networks_share_the_encoder_and_not_the_decoder(
     assert json.loads((tmp_path / "a" / "training.json").read_text())["recipe"] == "beco"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"architecture": "deeplabv2", "encoder": SMALL["encoder"], "output_stride": 8, "atrous_rates": [1]}
+        | {"contract_dilation": True},
+        {"architecture": "segformer", "encoder": SMALL["encoder"], "output_stride": 32}
+        | {"embedding_channels": 6, "decoder_channels": 6},
+    ],
+)
+def test_networks_of_before_a_setting_are_read_as_what_they_are(given: dict[str, Any], tmp_path: Path) -> None:
+    network = Network.model_validate(given)
+    made = [Segmenter(network, 2).eval()]
+    for parameter in made[0].parameters():
+        nn.init.normal_(parameter, 0.1, 0.2)  # fresh blocks add nothing: their last gain is zero
+    written = json.loads(network.model_dump_json())
+    del written["contract_dilation"], written["embedding_channels"]
+    metadata = {"network": json.dumps(written), "classes": json.dumps(["a", "b"]), "count": "1"}
+    encoders.save_network(nn.ModuleList(made), tmp_path / "networks.safetensors", metadata)
+    (found,), _ = training.load(tmp_path / "networks.safetensors")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(found(images), made[0](images))
+
+
 def test_pairs_need_an_even_batch(
     pictures: manifests.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,17 @@ def test_the_score_is_the_mean_iou_of_the_averaged_networks(pictures: manifests.
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_truth_is_squeezed_at_the_centres_of_pixels(
+    pictures: manifests.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ramp = np.broadcast_to(np.arange(24, dtype=np.uint8), (24, 24))
+    monkeypatch.setattr(manifests.Manifest, "mask", lambda *_: ramp.copy())
+    check = validator(pictures, [Fixed(0, 1.0)], tmp_path / "best", crop={"size": 32})
+    for _, truth in check._squeezed(check.pictures, check.pictures.ids):
+        assert truth.dtype == torch.int64 and truth.shape[1:] == (32, 32)
+        assert truth[0, 7, :9].tolist() == [0, 1, 1, 2, 3, 4, 4, 5, 6]
+
+
 def test_the_best_networks_are_kept(pictures: manifests.Manifest, tmp_path: Path) -> None:
     network = Fixed(0, 1.0)
     check = validator(pictures, [network], tmp_path / "best", choose="best", validate_every=2)

@@ -36,10 +36,18 @@ class Network(Section):
     )
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
     output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features; segformer: 32")
+    contract_dilation: bool | None = Field(
+        None,
+        description="the first block of a dilated stage (ResNet): true: as the stage before, false: as the stage's "
+        "others; null: false for deeplabv2 as published, else true",
+    )
     multi_grid: tuple[Count, ...] | None = Field(
         None, description="factors of the last stage's dilation, block by block; published for ResNet-101: [1, 2, 4]"
     )
-    decoder_channels: Count = Field(256, description="width of ASPP and decoder (not deeplabv2)")
+    decoder_channels: Count = Field(256, description="width of ASPP and decoder; of the fused stages (segformer)")
+    embedding_channels: Count = Field(
+        768, description="width of each stage's features before they are fused; published for MiT-B2: 768 (segformer)"
+    )
     low_level_channels: Count = Field(48, description="width of the early features in the decoder (deeplabv3plus)")
     decoder_convolutions: Literal[1, 2] = Field(
         1, description="separable convolutions of the decoder; BECO has one, mmsegmentation two (deeplabv3plus)"

@@ -68,7 +68,7 @@ class BoundaryBranch(nn.Module):
 class DisplacementBranch(nn.Module):
     """A pyramid: the deep stages joined at stride 8, these and the shallow ones at stride 4 (likewise).
 
-    Stages at stride 4 or finer get 64 channels, then 128; deeper ones 256 each.
+    Stages at stride 4 or finer get 64 channels in 8 groups, then 128 in 16; deeper ones 256 in 16 each.
     """
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
@@ -76,8 +76,7 @@ class DisplacementBranch(nn.Module):
         self.shallow = sum(stride <= STRIDE for stride in strides)
         widths = [64 if k == 0 else 128 if k < self.shallow else 256 for k in range(len(channels))]
         self.stages = nn.ModuleList(
-            Reduced(channel, width, width // 16 if width > 64 else 8)
-            for channel, width in zip(channels, widths, strict=True)
+            Reduced(channel, width, 8 if width == 64 else 16) for channel, width in zip(channels, widths, strict=True)
         )
         self.deep = Reduced(sum(widths[self.shallow :]), 256, 16)
         self.joined = Reduced(sum(widths[: self.shallow]) + 256, 256, 16)

@@ -155,15 +155,18 @@ class DeepLabV2(nn.Module):
 class SegFormer(nn.Module):
     """A linear layer per stage, all brought to stride 4 and fused by a 1×1 convolution (Xie et al. 2021, section 3.2).
 
-    The body is segmentation-models-pytorch's; the dropout of whole channels before the classifier is ours to add.
+    The body is segmentation-models-pytorch's, but for its fusion, which has the linear layers' width there; the dropout
+    of whole channels before the classifier is ours to add.
     """
 
     def __init__(self, settings: Network, levels: Sequence[int], channels: Sequence[int], outputs: int) -> None:
         super().__init__()
+        embedding, width = settings.embedding_channels, settings.decoder_channels
         self.levels = tuple(levels)
-        self.body = SegformerDecoder([3, *channels], len(channels) + 1, settings.decoder_channels)
+        self.body = SegformerDecoder([3, *channels], len(channels) + 1, embedding)
+        self.body.fuse_stage = convolution(len(channels) * embedding, width)
         self.dropout = nn.Dropout2d(settings.dropout)
-        self.classifier = nn.Conv2d(settings.decoder_channels, outputs, 1)
+        self.classifier = nn.Conv2d(width, outputs, 1)
         initialise(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -28,6 +28,8 @@ class Segmenter(nn.Module):
         self.normalise = Normalise(encoder)
         self.output_stride = settings.output_stride
         self.backbone = encoders.create_backbone(encoder, settings.output_stride)
+        if _dilates_first_blocks(settings, self.backbone):
+            encoders.dilate_first_blocks(self.backbone, encoder.name)
         if settings.multi_grid:
             encoders.set_multi_grid(self.backbone, settings.multi_grid, encoder.name)
         strides = encoders.feature_strides(self.backbone)
@@ -78,6 +80,12 @@ def _sampled(maps: Tensor, shares: tuple[float, float], size: tuple[int, int]) -
     )
     grid = torch.stack(torch.meshgrid(along, down, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _dilates_first_blocks(settings: Network, backbone: nn.Module) -> bool:
+    if settings.contract_dilation is None:  # DeepLabV2 stands on any encoder, and only a ResNet's blocks are known
+        return settings.architecture == "deeplabv2" and encoders.is_resnet(backbone)
+    return not settings.contract_dilation
 
 
 def build(settings: Network, classes: int, classifier: Path | None = None) -> Segmenter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -136,9 +137,15 @@ def _starting_weights(network: Network, classifier: Path | None) -> str | None:
 def load(path: Path) -> tuple[list[Segmenter], list[str]]:
     """The networks that `train` saved, in evaluation mode, and their class names."""
     state, metadata = encoders.load_network(path)
-    settings = Network.model_validate_json(metadata["network"])
+    settings = _settings(json.loads(metadata["network"]))
     settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
     classes = json.loads(metadata["classes"])
     networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
     torch.nn.ModuleList(networks).load_state_dict(state)
     return [network.eval() for network in networks], classes
+
+
+def _settings(written: dict[str, Any]) -> Network:
+    """The settings in a network's file; those of a file from before there was one of them are what was built then."""
+    before = {"contract_dilation": True, "embedding_channels": written["decoder_channels"]}
+    return Network.model_validate(before | written)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from beco.augment import resized_label
 from beco.batches import size_batches
 from beco.checkpoint import State
 from beco.config import Training
@@ -110,5 +110,4 @@ class Validator:
             yield torch.stack([network(squeezed) for network in self.networks]).mean(0), truth
 
     def _mask(self, manifest: Manifest, image_id: str, side: int) -> Tensor:
-        mask = torch.from_numpy(manifest.mask(image_id).astype(np.int64))
-        return nn.functional.interpolate(mask[None, None].float(), (side, side), mode="nearest")[0, 0].long()
+        return resized_label(torch.from_numpy(manifest.mask(image_id)), (side, side)).long()
