@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torchvision.transforms import v2
 
 from beco.config import Crop, Encoder
 from beco.datasets.manifest import IGNORE, Manifest
+from beco.padded import IMAGENET_MEAN, padded_square
 from beco.pseudolabels import PseudoLabels, reliable_pixels
 
 KEEP_BYTES = 2**28  # a loader keeps decoded pictures and labels of a split up to this size
@@ -23,9 +25,9 @@ class ClassifierPictures(Dataset[dict[str, Tensor]]):
     Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8 and `target` (K,) float32 in {0, 1}.
     """
 
-    def __init__(self, manifest: Manifest, crop: Crop) -> None:
+    def __init__(self, manifest: Manifest, crop: Crop, mean: Sequence[float] = IMAGENET_MEAN) -> None:
         self.manifest, self.ids, self.targets = manifest, manifest.ids, manifest.labels()
-        self.transform = weak_transform(crop)
+        self.transform = weak_transform(crop, mean)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,10 +53,11 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
         fraction: float,
         crop: Crop,
         threshold: float | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
     ) -> None:
         self.manifest, self.ids, self.labels = manifest, manifest.ids, labels
         self.fraction, self.threshold = fraction, threshold
-        self.transform = weak_transform(crop)
+        self.transform = weak_transform(crop, mean)
         bytes_needed = 5 * sum(height * width for height, width in map(manifest.size, self.ids))
         self._kept: dict[int, tuple[Any, Any]] | None = {} if bytes_needed <= KEEP_BYTES else None
 
@@ -91,12 +94,15 @@ def _image(manifest: Manifest, image_id: str) -> Any:
     return tv_tensors.Image(torch.from_numpy(manifest.image(image_id)).permute(2, 0, 1))
 
 
-def weak_transform(crop: Crop) -> v2.Transform:
+def weak_transform(crop: Crop, mean: Sequence[float] = IMAGENET_MEAN) -> v2.Transform:
     """Random part of the picture as a square, bilinear for pictures and nearest for masks; random mirror.
 
     The part is either one of random area and shape, resized (`crop.area`, `crop.ratio`), or a square cut out of the
-    picture resized by a random factor (`crop.scales`), padded with gray and void where the picture is too small.
+    picture resized by a random factor (`crop.scales`), padded with gray and void where the picture is too small. With
+    `crop.long_side` or `crop.rescale` see `padded_square`, which pads with the encoder's `mean`.
     """
+    if crop.long_side is not None or crop.rescale is not None:
+        return padded_square(crop, mean)
     if crop.scales is None:
         steps = [v2.RandomResizedCrop(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True)]
     else:
