@@ -1,17 +1,17 @@
-"""Weak augmentation, picture by picture in the loader; what networks expect of pixel values."""
+"""Pictures with their labels, cropped at random in the loader; what networks expect of pixel values."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from beco.config import Crop, Encoder
+from beco.crops import IMAGENET_MEAN, weak_transform
 from beco.datasets.manifest import IGNORE, Manifest
 from beco.pseudolabels import PseudoLabels
 
@@ -24,9 +24,9 @@ class ClassifierPictures(Dataset[dict[str, Tensor]]):
     Items are keyed by (index, draw seed) and hold `image` (3, S, S) uint8 and `target` (K,) float32 in {0, 1}.
     """
 
-    def __init__(self, manifest: Manifest, crop: Crop) -> None:
+    def __init__(self, manifest: Manifest, crop: Crop, mean: Sequence[float] = IMAGENET_MEAN) -> None:
         self.manifest, self.ids, self.targets = manifest, manifest.ids, manifest.labels()
-        self.transform = weak_transform(crop)
+        self.transform = weak_transform(crop, mean)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,10 +52,11 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
         fraction: float,
         crop: Crop,
         threshold: float | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
     ) -> None:
         self.manifest, self.ids, self.labels = manifest, manifest.ids, labels
         self.fraction, self.threshold = fraction, threshold
-        self.transform = weak_transform(crop)
+        self.transform = weak_transform(crop, mean)
         bytes_needed = 5 * sum(height * width for height, width in map(manifest.size, self.ids))
         self._kept: dict[int, tuple[Any, Any]] | None = {} if bytes_needed <= KEEP_BYTES else None
 
@@ -90,60 +91,6 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
 
 def _image(manifest: Manifest, image_id: str) -> Any:
     return tv_tensors.Image(torch.from_numpy(manifest.image(image_id)).permute(2, 0, 1))
-
-
-def weak_transform(crop: Crop) -> v2.Transform:
-    """Random part of the picture as a square, bilinear for pictures and `resized_label` for masks; random mirror.
-
-    The part is either one of random area and shape, resized (`crop.area`, `crop.ratio`), or a square cut out of the
-    picture resized by a random factor (`crop.scales`), padded with gray and void where the picture is too small.
-    """
-    if crop.scales is None:
-        steps = [_RandomPart(crop.size, scale=crop.area, ratio=crop.ratio, antialias=True)]
-    else:
-        fill = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE}
-        steps = [_RandomFactor(crop.scales), v2.RandomCrop(crop.size, pad_if_needed=True, fill=fill)]
-    return v2.Compose([*steps, v2.RandomHorizontalFlip(crop.flip)])
-
-
-def resized_label(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) or (H, W) uint8 to (…, *size): the pixel under the centre of each new one, as PIL resizes labels.
-
-    So labels stay where bilinear resizing without aligned corners leaves the picture. torch's `nearest`, which is
-    torchvision's for masks, takes the pixel under the upper left corner: half a new pixel beside it.
-    """
-    planes = label if label.ndim == 3 else label[None]
-    return F.interpolate(planes[None], size, mode="nearest-exact")[0].view(*label.shape[:-2], *size)
-
-
-def _resized(inpt: Any, size: tuple[int, int]) -> Any:
-    if isinstance(inpt, tv_tensors.Mask):
-        return tv_tensors.wrap(resized_label(inpt.as_subclass(Tensor), size), like=inpt)
-    return v2.functional.resize(inpt, list(size), antialias=True)
-
-
-class _RandomPart(v2.RandomResizedCrop):
-    """torchvision's, but for how masks are resized."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        height, width = self.size
-        return _resized(v2.functional.crop(inpt, **params), (height, width))
-
-
-class _RandomFactor(v2.Transform):
-    """Resize by one of some factors, drawn at random."""
-
-    def __init__(self, factors: list[float]) -> None:
-        super().__init__()
-        self.factors = factors
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        factor = self.factors[int(torch.randint(len(self.factors), ()))]
-        height, width = v2.functional.get_size(flat_inputs[0])
-        return {"size": (max(round(height * factor), 1), max(round(width * factor), 1))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return _resized(inpt, params["size"])
 
 
 class Normalise(nn.Module):

@@ -26,6 +26,7 @@ from beco.datasets.manifest import Manifest
 from beco.encoders import create_backbone, prepare_backbone
 from beco.engine import choose_device
 from beco.errors import Problems, UserError
+from beco.frozen import freeze
 from beco.plan import room
 
 GIB = room.GIB
@@ -125,24 +126,27 @@ def _smallest_batch(config: Config, pictures: int) -> str:
 # --- files that are started from ----------------------------------------------------------------------------
 
 
-def _encoders(config: Config) -> dict[str, tuple[Encoder, int]]:
-    """Every backbone that is built, with its output stride, by the key that sets it."""
-    found: dict[str, tuple[Encoder, int]] = {
-        "classifier.encoder": (config.classifier.encoder, config.classifier.output_stride)
+def _encoders(config: Config) -> dict[str, tuple[Encoder, int, int | None]]:
+    """Every backbone that is built, with its output stride and frozen stages, by the key that sets it."""
+    first = config.classifier
+    found: dict[str, tuple[Encoder, int, int | None]] = {
+        "classifier.encoder": (first.encoder, first.output_stride, first.frozen_stages)
     }
     for name in sorted({experiment.network for experiment in config.experiments.values()}):
         network = config.networks[name]
-        found[f"networks.{name}.encoder"] = (network.encoder, network.output_stride)
+        found[f"networks.{name}.encoder"] = (network.encoder, network.output_stride, None)
     return found
 
 
 def _weights(config: Config, group: Group) -> None:
     """Build every backbone and load the file it starts from; downloads are left for later."""
-    for key, (encoder, stride) in _encoders(config).items():
+    for key, (encoder, stride, frozen) in _encoders(config).items():
         known = encoder.weights in (None, "imagenet", "classifier")
         try:
             backbone = create_backbone(encoder.model_copy(update={"weights": None}), stride)
             prepare_backbone(backbone, encoder.model_copy(update={"weights": None}) if known else encoder)
+            if frozen is not None:
+                freeze(backbone, frozen, encoder.name)
         except UserError as error:
             group.problems.append(f"{key}: {error}")
             continue

@@ -10,15 +10,16 @@ import safetensors
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
+import torch
 from segmentation_models_pytorch.encoders.mix_transformer import MixVisionTransformerEncoder
-from timm.layers import AvgPool2dSame
+from timm.layers import AvgPool2dSame, Conv2dSame
 from timm.models import FeatureInfo
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.files import whole
+from beco.files import file_hash, whole
 from beco.weights import load_weights, one_line, read_weights
 
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
@@ -46,11 +47,13 @@ class MixTransformer(MixVisionTransformerEncoder):
         return super().forward(images)[2:]  # without the picture and an empty map at stride 2
 
 
-def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
+def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -> nn.Module:
     """A feature extractor: (B, 3, H, W) float -> list of maps (B, C, h, w), the deepest at `output_stride`.
 
-    Any convolutional timm model, or mit_b0 … mit_b5. Weights are not loaded here, except `imagenet`, which is the
-    library's own download. UserError if name, options and stride do not fit together or the download fails.
+    Any convolutional timm model, or mit_b0 … mit_b5. Where the stride is less than the model's own, strided stages are
+    dilated instead, or with `dilate` false only lose their stride; names of tensors are the same. Weights are not
+    loaded here, except `imagenet`, which is the library's own download. UserError if name, options and stride do not
+    fit together or the download fails.
 
     The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve the
     map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by half a
@@ -64,6 +67,10 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
         backbone = timm.create_model(
             encoder.name, pretrained=encoder.weights == "imagenet", features_only=True, **dilated, **encoder.options
         )
+        if dilated and not dilate:
+            with torch.random.fork_rng(devices=[]):  # what is drawn after it is what is drawn with dilation
+                plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
+            _undilate(backbone, plain)
     except Exception as error:
         raise _refusal(encoder, error) from error
     for module in list(backbone.modules()):
@@ -73,6 +80,20 @@ def create_backbone(encoder: Encoder, output_stride: int) -> nn.Module:
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
+
+
+def _undilate(backbone: nn.Module, plain: nn.Module) -> None:
+    """Give the convolutions of a dilated network the dilation that they have in `plain`, the same one at stride 32."""
+    own = {name: layer.dilation for name, layer in plain.named_modules() if isinstance(layer, nn.Conv2d)}
+    for name, layer in backbone.named_modules():
+        if not isinstance(layer, nn.Conv2d) or layer.dilation == own[name]:
+            continue
+        layer.dilation = own[name]
+        spans = [one * (side - 1) for one, side in zip(own[name], layer.kernel_size, strict=True)]
+        if any(span % 2 for span in spans):  # an even kernel needs one more pixel on one side
+            layer.__class__, layer.padding = Conv2dSame, (0, 0)
+        elif not isinstance(layer, Conv2dSame):  # which pads by itself
+            layer.padding = tuple(span // 2 for span in spans)
 
 
 def _refusal(encoder: Encoder, error: Exception) -> UserError:
@@ -212,6 +233,11 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         load_weights(backbone, state, str(classifier))
     else:
         load_weights(backbone, read_weights(Path(str(encoder.weights))), str(encoder.weights))
+
+
+def weights_hash(encoder: Encoder) -> str | None:
+    """What the weights of an encoder are known by: None (random), imagenet, or the hash of their file."""
+    return file_hash(encoder.weights) if encoder.weights not in (None, "imagenet") else encoder.weights
 
 
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:

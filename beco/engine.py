@@ -299,7 +299,9 @@ def make_optimiser(task: Any, settings: Optimiser) -> torch.optim.Optimizer:
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def _seed(value: int, device: torch.device) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from beco import colour
-from beco.augment import resized_label, weak_transform
 from beco.colour import StrongColour
 from beco.config import Crop
+from beco.crops import resized_label, weak_transform
 from beco.datasets.manifest import IGNORE
 from beco.evaluation.evaluate import squeezed
 from beco.sampling import Draws

@@ -12,7 +12,19 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beco.config import Cam, Crop, Dataset, Labels, Schedule, Training, merge, read_settings, validate, validate_config
+from beco.config import (
+    Cam,
+    Classifier,
+    Crop,
+    Dataset,
+    Labels,
+    Schedule,
+    Training,
+    merge,
+    read_settings,
+    validate,
+    validate_config,
+)
 from beco.errors import UserError
 
 SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "workflow" / "presets").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -85,6 +97,9 @@ def test_the_defaults_are_the_published_values() -> None:
     assert (optimiser.weight_decay, optimiser.poly_power, optimiser.min_lr) == (1e-4, 0.9, 1e-5)
     assert (training.schedule.epochs, training.schedule.batch_size) == (80, 16)
     assert (training.crop.size, training.crop.area, training.crop.flip) == (512, (0.5, 0.75), 0.5)
+    assert optimiser.momentum == 0.9
+    irn = Labels().irn.optimiser
+    assert irn == Classifier().optimiser and (irn.lr, irn.head_lr_factor, irn.momentum) == (0.1, 10, 1e-4)
     assert Labels().foreground_threshold == 0.30 and Labels().background_threshold == 0.05
 
 
@@ -121,6 +136,12 @@ def test_the_defaults_are_the_published_values() -> None:
         ("labels", {}, ["labels"]),
         ("training.crop.area", [0.75, 0.5], ["training.crop.area", "lower end"]),
         ("training.crop.area", [0.5, 1.5], ["training.crop.area", "at most 1"]),
+        ("training.crop.long_side", [640, 320], ["training.crop.long_side", "lower end"]),
+        ("training.crop.rescale", [1.5, 0.5], ["training.crop.rescale", "lower end"]),
+        ("training.crop", {"scales": [1.0], "rescale": [1, 2]}, ["training.crop", "give one of scales and rescale"]),
+        ("training.optimiser.momentum", 1, ["training.optimiser.momentum", "less than 1"]),
+        ("classifier.frozen_stages", -1, ["classifier.frozen_stages", "greater than or equal to 0"]),
+        ("labels.crf", {"refine": "irn", "irn": {"start": "encoder"}}, ["labels.crf.irn.start", "never learns"]),
         ("labels.crf.foreground_threshold", 0.05, ["labels.crf", "foreground_threshold must exceed"]),
         ("dataset.format", "voc", ["dataset", "root", "missing"]),
     ],

@@ -193,14 +193,16 @@ class Constant(nn.Module):
         return {"loss": self.encoder + self.head}
 
 
-def test_the_schedule_reaches_encoder_and_head(tmp_path: Path) -> None:
-    task, optimiser = Constant(), Optimiser(lr=0.1, head_lr_factor=10, weight_decay=0.5, min_lr=0.04)
+@pytest.mark.parametrize("momentum", [0.9, 0.5, 1e-4, 0.0])
+def test_the_schedule_reaches_encoder_and_head(tmp_path: Path, momentum: float) -> None:
+    task = Constant()
+    optimiser = Optimiser(lr=0.1, head_lr_factor=10, weight_decay=0.5, min_lr=0.04, momentum=momentum)
     fit(task, Squares(), Schedule(steps=4, batch_size=BATCH), optimiser, 0, tmp_path, {}, Compute("cpu"), "constant")
     for found, factor in ((task.encoder, 1), (task.head, 10)):
-        value, momentum = 2.0, 0.0
+        value, motion = 2.0, 0.0
         for step in range(4):
-            momentum = 0.9 * momentum + 1 + 0.5 * value
-            value -= factor * max(0.1 * (1 - step / 4) ** 0.9, 0.04) * momentum
+            motion = momentum * motion + 1 + 0.5 * value
+            value -= factor * max(0.1 * (1 - step / 4) ** 0.9, 0.04) * motion
         assert found.item() == pytest.approx(value, rel=1e-5)
 
 

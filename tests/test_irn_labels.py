@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from beco import encoders
 from beco.cli import stage1 as cli
@@ -150,12 +152,67 @@ def test_files_that_are_for_something_else(walked: Path, tmp_path: Path) -> None
     assert not output.exists()
 
 
+# --- what the backbone starts from --------------------------------------------------------------------------
+
+
+def classifier_of(folder: Path, name: str, seed: int, **changes: str) -> Path:
+    """A classifier of random weights whose encoder starts from a file of other random weights, undilated."""
+    torch.manual_seed(11)
+    weights = folder / "encoder.safetensors"
+    if not weights.exists():
+        save_file(encoders.create_backbone(SMALL, 16).state_dict(), weights)
+    torch.manual_seed(seed)
+    encoder = SMALL.model_copy(update={"weights": str(weights)})
+    metadata = {"encoder": encoder.model_dump_json(), "output_stride": "16", "classes": json.dumps(shapes.CLASSES)}
+    path = folder / f"{name}.safetensors"
+    network = CamNetwork(SMALL, 16, len(shapes.CLASSES), dilate=False)
+    encoders.save_network(network, path, metadata | {"dilate": "false"} | changes)
+    return path
+
+
+def train_irn(folder: Path, classifier: Path, output: Path, start: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    settings = SETTINGS.model_copy(update={"start": start})
+    irn_train.train(read(folder), classifier, folder / "pairs.h5", settings, Compute("cpu"), output, False)
+    assert irn.load(output / "irn.safetensors")[0].backbone.layer4[0].conv1.dilation == (1, 1)  # as the classifier
+    return encoders.load_network(output / "irn.safetensors")
+
+
+def test_the_backbone_starts_from_the_classifier_or_its_encoder(walked: Path, tmp_path: Path) -> None:
+    one, other = (classifier_of(tmp_path, f"classifier{seed}", seed) for seed in (1, 2))
+    weights = tmp_path / "encoder.safetensors"
+    for start, from_one, from_other in (("classifier", one, other), ("encoder", weights, weights)):
+        (first, about), (second, _) = (
+            train_irn(walked, path, tmp_path / f"{start} {path.stem}", start) for path in (one, other)
+        )
+        given = load_file(from_one)
+        for key, value in first.items():
+            if key.startswith("backbone."):
+                assert torch.equal(value, given[key if start == "classifier" else key.removeprefix("backbone.")]), key
+        assert about["start"] == start and about["weights"] == file_hash(from_one)
+        assert all(torch.equal(value, second[key]) for key, value in first.items()) == (from_one == from_other)
+        summary = json.loads((tmp_path / f"{start} {one.stem}" / "irn.json").read_text())
+        assert summary["settings"]["start"] == start and summary["weights"] == about["weights"]
+
+
+def test_a_start_that_would_be_random(walked: Path, tmp_path: Path) -> None:
+    classifier = classifier_of(tmp_path, "classifier", 1, encoder=SMALL.model_dump_json())
+    with pytest.raises(UserError, match=r"start: encoder, but .*classifier\.safetensors starts from random weights"):
+        irn.starting_from(classifier, "encoder")
+
+
+def test_classifiers_from_before_are_dilated(walked: Path) -> None:
+    network, metadata = irn.starting_from(walked / "classifier.safetensors", "classifier")
+    assert metadata["dilate"] == "true" and network.backbone.get_submodule("layer4.0.conv2").dilation == (2, 2)
+    state, _ = encoders.load_network(walked / "classifier.safetensors")
+    assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in network.backbone.state_dict().items())
+
+
 # --- settings and the workflow ------------------------------------------------------------------------------
 
 
 def test_each_stage_has_its_own_settings() -> None:
     assert Irn.training_keys() | Irn.walk_keys() == set(Irn.model_fields)
-    assert not Irn.training_keys() & Irn.walk_keys()
+    assert not Irn.training_keys() & Irn.walk_keys() and "start" in Irn.training_keys()
     assert Labels(refine="none").label_keys() == {"refine", "background"} == Labels(refine="irn").label_keys()
     crf = {"refine", "foreground_threshold", "background_threshold", "crf"}
     assert Labels(refine="crf").label_keys() == crf == Labels(refine="irn").for_pairs().label_keys()
@@ -182,3 +239,10 @@ def test_the_workflow_plans_irn(tmp_path: Path) -> None:
     )
     again = {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2}
     assert added(sweep) == {**one, **again}
+    # an IRN that does not start from the classifier's weights is another one, and still waits for its CAMs
+    started = checkout.planned(
+        "--config",
+        "encoders={tiny: {weights: config.yaml}}",  # any file that is there
+        f"labels={{a: {{refine: irn, {crf}, {small}}}, b: {{refine: irn, {crf}, irn: {{start: encoder}}}}}}",
+    )
+    assert started["train_irn"] == 2 and started["train_classifier"] == 1 and "make_pairs" not in started

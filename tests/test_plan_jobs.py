@@ -132,6 +132,28 @@ def test_the_frozen_backbone_of_irn_learns_nothing() -> None:
     assert networks.step(spec, 64) == backbone + 3 * (whole - backbone)
 
 
+def test_frozen_stages_learn_nothing_and_keep_nothing() -> None:
+    """Stem and layer1 by hand: 7×7 or 3×3 kernels at strides 2 and 4 of a picture of 64²."""
+    of = config(classifier={"encoder": {"name": "resnet18", "options": {"layers": [1, 1, 1, 1]}}})
+    half = of.classifier.model_copy(update={"frozen_stages": 1})
+    free, spec = networks.classifier(of.classifier, 6), networks.classifier(half, 6)
+    frozen = 2 * (32 * 32 * 64 * 3 * 49 + 2 * 16 * 16 * 64 * 64 * 9)
+    assert networks.forward(free, 64, 64) == networks.forward(spec, 64, 64)
+    assert networks.step(free, 64) - networks.step(spec, 64) == 2 * frozen
+    assert networks.saved_bytes(spec, 64, 64) < 0.6 * networks.saved_bytes(free, 64, 64)
+    assert networks.parameters(spec) == networks.parameters(free)
+
+
+def test_the_plan_builds_what_the_presets_train() -> None:
+    plain = config().classifier
+    other = plain.model_copy(update={"dilate": False, "batch_norm": "fixed"})
+    for make in (networks.classifier, networks.irn):
+        built = make(other, 6).build()
+        assert built.backbone.get_submodule("layer4.0.conv2").dilation == (1, 1)
+        assert make(plain, 6).build().backbone.get_submodule("layer4.0.conv2").dilation == (2, 2)
+        assert not built.train().backbone.get_submodule("layer4.0.bn1").training
+
+
 def test_encoders_that_cannot_be_built_on_paper() -> None:
     network = {"architecture": "segformer", "encoder": {"name": "mit_b0"}, "output_stride": 32}
     of = config(networks={"default": network})

@@ -137,7 +137,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
         "beco.stage2.train",
         "beco.stage2.predict",  # which reads the networks through the training's module
     }
-    assert changed_by("engine.py", replacing("momentum=0.9", "momentum=0.8")) == training
+    assert changed_by("engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
     assert changed_by("weights.py", replacing('"fc."', '"fcc."')) == training
     stores = changed_by("store.py", replacing("compression_opts=4", "compression_opts=5"))
     assert stores >= {"beco.store", "beco.stage1.cam", "beco.stage1.labels", "beco.stage2.train"}

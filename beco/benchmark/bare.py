@@ -61,6 +61,27 @@ def forward_flops(build: Callable[[], nn.Module], height: int, width: int) -> in
     return count(lambda: network(images))
 
 
+def frozen_flops(build: Callable[[], nn.Module], height: int, width: int) -> int:
+    """Those of them that belong to parts of the network in which nothing learns, as `requires_grad` says."""
+    network = build().to("meta").eval()
+    images = torch.empty(1, 3, height, width, device="meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(images)
+    found = counter.get_flop_counts()
+    name = type(network).__name__
+    return sum(sum(found[f"{name}.{part}"].values()) for part in _frozen(network) if f"{name}.{part}" in found)
+
+
+def _frozen(module: nn.Module, name: str = "") -> list[str]:
+    """Names of the largest parts that have parameters of which none learns."""
+    parameters = list(module.parameters())
+    if parameters and name and not any(parameter.requires_grad for parameter in parameters):
+        return [name]
+    children = module.named_children()
+    return [part for leaf, child in children for part in _frozen(child, f"{name}.{leaf}" if name else leaf)]
+
+
 def count(run: Callable[[], Any]) -> int:
     """FLOPs of the convolutions and matrix products that `run` computes."""
     counter = FlopCounterMode(display=False)

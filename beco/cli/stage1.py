@@ -117,7 +117,7 @@ def cams(
 def train_irn(
     manifest: ManifestPath,
     root: Root,
-    classifier: Annotated[Path, typer.Option(help="classifier.safetensors, whose backbone is used")],
+    classifier: Annotated[Path, typer.Option(help="classifier.safetensors, whose backbone is used, see start")],
     labels: Annotated[Path, typer.Option(help="labels.h5 made with refine: crf, 255 where nothing is believed")],
     output: Output,
     split: Split = "train",

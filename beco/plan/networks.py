@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from beco import encoders
-from beco.benchmark.bare import forward_flops
+from beco.benchmark.bare import forward_flops, frozen_flops
 from beco.config import Classifier, Encoder, Network
-from beco.stage1.classifier import CamNetwork
+from beco.stage1 import classifier as classifiers
 from beco.stage1.irn import IrnNetwork
 from beco.stage2.networks import build as build_segmenter
 
@@ -34,25 +34,24 @@ class Spec:
             network = Network.model_validate_json(self.settings)
             return build_segmenter(network.model_copy(update={"encoder": _bare(network.encoder)}), self.classes)
         settings = Classifier.model_validate_json(self.settings)
-        encoder = _bare(settings.encoder)
-        if self.kind == "irn":
-            built: CamNetwork | IrnNetwork = IrnNetwork(encoder, settings.output_stride)
-        else:
-            built = CamNetwork(encoder, settings.output_stride, self.classes)
-        encoders.prepare_backbone(built.backbone, encoder)
-        if isinstance(built, IrnNetwork):
-            built.backbone.requires_grad_(False)
+        settings = settings.model_copy(update={"encoder": _bare(settings.encoder)})
+        if self.kind == "classifier":
+            return classifiers.build(settings, self.classes)
+        built = IrnNetwork(settings.encoder, settings.output_stride, settings.dilate)
+        encoders.prepare_backbone(built.backbone, settings.encoder)
+        built.backbone.requires_grad_(False)
         return built
 
 
 def classifier(settings: Classifier, classes: int) -> Spec:
     """The classifier of stage one."""
-    return Spec("classifier", settings.model_dump_json(include={"encoder", "output_stride"}), classes)
+    keys = {"encoder", "output_stride", "dilate", "frozen_stages", "batch_norm"}
+    return Spec("classifier", settings.model_dump_json(include=keys), classes)
 
 
 def irn(settings: Classifier, classes: int) -> Spec:
     """IRN on the classifier's backbone."""
-    return Spec("irn", settings.model_dump_json(include={"encoder", "output_stride"}), classes)
+    return Spec("irn", settings.model_dump_json(include={"encoder", "output_stride", "dilate"}), classes)
 
 
 def segmenter(settings: Network, classes: int) -> Spec:
@@ -77,12 +76,7 @@ def step(spec: Spec, size: int) -> int:
     The backward pass counts twice the forward pass of what learns: once for the gradient of what comes in, once for
     that of the weights. torch's own counter takes the backward pass of a grouped convolution for that of a full one.
     """
-    whole = forward(spec, size, size)
-    if spec.kind != "irn":
-        return 3 * whole
-    network = _on_paper(spec)
-    assert isinstance(network, IrnNetwork)
-    return 3 * whole - 2 * forward_flops(lambda: network.backbone, size, size)  # it is frozen
+    return 3 * forward(spec, size, size) - 2 * frozen_flops(lambda: _on_paper(spec), size, size)
 
 
 @cache

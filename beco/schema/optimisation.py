@@ -12,19 +12,27 @@ from beco.schema.base import Count, Fraction, Positive, Section
 class Optimiser(Section):
     """Optimiser and polynomial schedule, shared by both stages."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has momentum 0.9")
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has a `momentum`, adamw betas 0.9 and 0.999")
     lr: Positive = Field(0.01, description="initial learning rate of the encoder")
     head_lr_factor: Positive = Field(1.0, description="the head's or decoder's learning rate relative to `lr`")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="of sgd alone; steps grow to 1 / (1 − momentum) times `lr`"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="on every parameter, as published")
     poly_power: Positive = Field(0.9, description="lr · (1 − step/steps)^power")
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="floor of the schedule")
 
 
 class ClassifierOptimiser(Optimiser):
-    """As in IRN: a high learning rate, ten times that for the head."""
+    """As in IRN: a high learning rate, ten times that for the head, and next to no momentum.
+
+    The rate belongs to the momentum: IRN's code hands the weight decay to SGD where the momentum is expected. With 0.9
+    its rate of 0.1 would make steps ten times as long as those that its figures come from.
+    """
 
     lr: Positive = Field(0.1, description="initial learning rate of the backbone")
     head_lr_factor: Positive = Field(10.0, description="the head's learning rate relative to `lr`")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(1e-4, description="of sgd alone; 1e-4 belongs to lr 0.1")
 
 
 class SegmenterOptimiser(Optimiser):
@@ -54,8 +62,15 @@ class Schedule(Section):
         return self
 
 
+Side = Annotated[int, Field(ge=32)]
+
+
 class Crop(Section):
-    """Weak augmentation: a random part of the picture, resized; then a horizontal flip."""
+    """Weak augmentation: a random part of the picture, resized; then a horizontal flip.
+
+    `scales`, `long_side` and `rescale` resize the whole picture instead and cut a square out of it, padded where the
+    picture is smaller; the last two as IRN does: drawn from a range, padded with the encoder's mean colour.
+    """
 
     size: Annotated[int, Field(ge=32)] = Field(512, description="side of the square crop fed to the network, pixels")
     area: tuple[Positive, Positive] = Field(
@@ -64,15 +79,28 @@ class Crop(Section):
     scales: list[Positive] | None = Field(
         None, description="instead of `area`: resize by one of these, pad with void, cut a square of `size`"
     )
+    long_side: tuple[Side, Side] | None = Field(
+        None, description="instead of `area`: resize the long side to a length in this range, pixels (IRN's CAMs)"
+    )
+    rescale: tuple[Positive, Positive] | None = Field(
+        None, description="instead of `area`: resize by a factor in this range (IRN's own network: 0.5 to 1.5)"
+    )
     ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="range of the crop's width / height")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
 
-    @field_validator("area", "ratio")
+    @field_validator("area", "ratio", "long_side", "rescale")
     @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
             raise ValueError("the lower end of the range comes first")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Crop:
+        given = [key for key in ("scales", "long_side", "rescale") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {' and '.join(given)}; set the others to null")
+        return self
 
     @field_validator("area")
     @classmethod

@@ -16,6 +16,20 @@ class Classifier(Section):
 
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
     output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features")
+    dilate: bool = Field(
+        True,
+        description="how that stride is reached: strided stages dilated instead, or (false, IRN) their strides removed",
+    )
+    frozen_stages: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="0: the stem, up to features at stride 2, learns nothing; n: nor do the first n stages, of which "
+        "the first ends at stride 4 (IRN: 2); null: all learns",
+    )
+    batch_norm: Literal["batch", "fixed"] = Field(
+        "batch",
+        description="statistics that the backbone trains with: the batch's, or (IRN) those of its starting weights; "
+        "scale and shift learn either way",
+    )
     crop: Crop = Field(default_factory=Crop, description="weak augmentation")
     colour: bool = Field(False, description="strong colour augmentation as in stage two")
     schedule: Schedule = Field(default_factory=lambda: Schedule(epochs=5), description="length and batch")
@@ -53,8 +67,16 @@ class Crf(Section):
 
 
 class Irn(Section):
-    """Inter-pixel relation network and its semantic random walk (Ahn et al. 2019), with their code's values."""
+    """Inter-pixel relation network and its semantic random walk (Ahn et al. 2019), with their code's values.
 
+    But for `start` and `crop`, where it has start: encoder and crop: {rescale: [0.5, 1.5]}.
+    """
+
+    start: Literal["classifier", "encoder"] = Field(
+        "classifier",
+        description="weights of its frozen backbone: the trained classifier's, or (published) those that the "
+        "classifier's encoder starts from",
+    )
     crop: Crop = Field(default_factory=lambda: Crop(scales=[0.5, 1.0, 1.5]), description="weak augmentation")
     schedule: Schedule = Field(
         default_factory=lambda: Schedule(epochs=3, batch_size=32), description="length and batch"

@@ -184,6 +184,16 @@ class Config(Section):
         }
 
     @model_validator(mode="after")
+    def _irn_has_weights(self) -> Config:
+        for name, recipe in self.labels.items():
+            if recipe.refine == "irn" and recipe.irn.start == "encoder" and self.classifier.encoder.weights is None:
+                raise ValueError(
+                    f"labels.{name}.irn.start: encoder, but classifier.encoder.weights is null, and IRN's backbone "
+                    "never learns; set start to classifier, or name weights"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _comparisons_exist(self) -> Config:
         from beco.published import unknown
 

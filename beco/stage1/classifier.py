@@ -19,7 +19,8 @@ from beco.config import Classifier as Settings
 from beco.config import Encoder
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device, fit
-from beco.files import file_hash, write_json
+from beco.files import write_json
+from beco.frozen import fix_statistics, freeze
 from beco.sampling import Draws, mixed_seed
 
 log = logging.getLogger("beco")
@@ -32,12 +33,21 @@ class CamNetwork(nn.Module):
     itself is the class activation map (Zhou et al. 2016, section 2; in this form since Ahn et al. 2019).
     """
 
-    def __init__(self, encoder: Encoder, output_stride: int, classes: int) -> None:
+    def __init__(self, encoder: Encoder, output_stride: int, classes: int, dilate: bool = True) -> None:
         super().__init__()
+        self.fixed_statistics = False
+        """Whether the backbone's batch norm stays in evaluation mode in training, too."""
         self.normalise = Normalise(encoder)
-        self.backbone = encoders.create_backbone(encoder, output_stride)
+        self.backbone = encoders.create_backbone(encoder, output_stride, dilate)
         width = encoders.feature_channels(self.backbone)[-1]
         self.head = nn.Conv2d(width, classes, 1, bias=False)
+
+    def train(self, mode: bool = True) -> CamNetwork:
+        """Set the mode, but for batch norm whose statistics are fixed."""
+        super().train(mode)
+        if self.fixed_statistics:
+            fix_statistics(self.backbone)
+        return self
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
@@ -46,6 +56,16 @@ class CamNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> logits (B, K)."""
         return self.maps(images).mean((2, 3))
+
+
+def build(settings: Settings, classes: int) -> CamNetwork:
+    """A classifier with its starting weights, ready to train: only what the settings let learn does."""
+    network = CamNetwork(settings.encoder, settings.output_stride, classes, settings.dilate)
+    encoders.prepare_backbone(network.backbone, settings.encoder)
+    network.fixed_statistics = settings.batch_norm == "fixed"
+    if settings.frozen_stages is not None:
+        freeze(network.backbone, settings.frozen_stages, settings.encoder.name)
+    return network.train()
 
 
 class ClassifierTask(nn.Module):
@@ -57,8 +77,9 @@ class ClassifierTask(nn.Module):
         self.colour = StrongColour() if colour else None
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
+        """What learns; frozen parameters are left out, lest weight decay moves them."""
         return [
-            (list(self.network.backbone.parameters()), False),
+            ([parameter for parameter in self.network.backbone.parameters() if parameter.requires_grad], False),
             (list(self.network.head.parameters()), True),
         ]
 
@@ -83,16 +104,15 @@ def train(
     """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`."""
     pictures = manifest.split(train_split)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
-    network = CamNetwork(settings.encoder, settings.output_stride, len(manifest.classes))
-    encoders.prepare_backbone(network.backbone, settings.encoder)
+    network = build(settings, len(manifest.classes))
     identity = {
         "settings": settings.model_dump(mode="json"),
         "manifest": pictures.table.to_csv(),
-        "weights": _weights_hash(settings.encoder),
+        "weights": encoders.weights_hash(settings.encoder),
     }
     state = fit(
         ClassifierTask(network, settings.colour),
-        ClassifierPictures(pictures, settings.crop),
+        ClassifierPictures(pictures, settings.crop, settings.encoder.mean),
         settings.schedule,
         settings.optimiser,
         settings.seed,
@@ -109,6 +129,7 @@ def train(
     metadata = {
         "encoder": settings.encoder.model_dump_json(),
         "output_stride": str(settings.output_stride),
+        "dilate": json.dumps(settings.dilate),
         "classes": json.dumps(manifest.classes),
     }
     encoders.save_network(network, output / "classifier.safetensors", metadata)
@@ -122,10 +143,6 @@ def train(
             "settings": identity["settings"],
         },
     )
-
-
-def _weights_hash(encoder: Encoder) -> str | None:
-    return file_hash(encoder.weights) if encoder.weights not in (None, "imagenet") else encoder.weights
 
 
 @torch.inference_mode()
@@ -150,11 +167,12 @@ def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, comput
 
 
 def load(path: Path) -> tuple[CamNetwork, list[str]]:
-    """The network that `train` saved and the class names of its planes."""
+    """The network that `train` saved and the class names of its planes; older files do not say that it is dilated."""
     state, metadata = encoders.load_network(path)
     encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
     classes = json.loads(metadata["classes"])
-    network = CamNetwork(encoder, int(metadata["output_stride"]), len(classes))
+    dilate = json.loads(metadata.get("dilate", "true"))
+    network = CamNetwork(encoder, int(metadata["output_stride"]), len(classes), dilate)
     encoders.prepare_backbone(network.backbone, encoder)
     network.load_state_dict(state)
     return network, classes

@@ -1,6 +1,7 @@
 """The inter-pixel relation network: class boundaries and displacements on a frozen backbone (Ahn et al., CVPR 2019).
 
-Both branches read all stages of the classifier's backbone. As in the authors' program, the backbone learns nothing
+Both branches read all stages of a backbone like the classifier's, with its weights or with those that it started from.
+As in the authors' program, the backbone learns nothing
 here and its batch norm stays in inference mode; so the branches share features but no gradients. Only the boundaries
 take part in semantic pseudo-labels; displacements tell instances apart, and are trained and kept for that.
 """
@@ -19,8 +20,11 @@ from beco import encoders
 from beco.augment import Normalise
 from beco.config import Encoder
 from beco.errors import UserError
+from beco.files import file_hash
 
 STRIDE = 4
+STARTED_FROM = ("encoder", "output_stride", "dilate", "start", "weights")
+"""What the metadata of a network says of its backbone."""
 TOGETHER = 64  # pictures of one size, in inference
 MOST_PIXELS = 2**21  # of such a batch: eleven of VOC
 
@@ -97,10 +101,10 @@ class IrnNetwork(nn.Module):
 
     mean_displacement: Tensor
 
-    def __init__(self, encoder: Encoder, output_stride: int) -> None:
+    def __init__(self, encoder: Encoder, output_stride: int, dilate: bool = True) -> None:
         super().__init__()
         self.normalise = Normalise(encoder)
-        self.backbone = encoders.create_backbone(encoder, output_stride)
+        self.backbone = encoders.create_backbone(encoder, output_stride, dilate)
         channels, strides = encoders.feature_channels(self.backbone), encoders.feature_strides(self.backbone)
         if len(channels) < 3 or strides[0] > STRIDE or strides[-1] <= STRIDE:
             raise UserError(
@@ -141,13 +145,32 @@ class IrnNetwork(nn.Module):
         return edges, field[: len(images)].float() - self.mean_displacement[:, None, None]
 
 
-def from_classifier(path: Path) -> tuple[IrnNetwork, dict[str, str]]:
-    """A network on the backbone of a trained classifier, its branches still random, and the classifier's metadata."""
+def starting_from(path: Path, start: str) -> tuple[IrnNetwork, dict[str, str]]:
+    """A network on a backbone like that of the classifier in `path`, its branches still random, and its metadata.
+
+    With `start` classifier the backbone has the classifier's weights, with encoder those that the classifier's encoder
+    starts from. The metadata is the classifier's and names these weights: the hash of their file, or imagenet.
+    UserError for an encoder that starts from random weights: the backbone will not learn.
+    """
     state, metadata = encoders.load_network(path)
+    metadata = {"dilate": "true", **metadata, "start": start}
+    encoder = encoder_of(metadata)
+    if start == "encoder":
+        if encoder.weights is None:
+            raise UserError(
+                f"start: encoder, but the encoder of {path} starts from random weights, and IRN's backbone never "
+                "learns; set start to classifier, or encoder.weights"
+            )
+        return _built(metadata, encoder), metadata | {"weights": str(encoders.weights_hash(encoder))}
     network = _built(metadata)
     backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
     network.backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in backbone.items()})
-    return network, metadata
+    return network, metadata | {"weights": file_hash(path)}
+
+
+def encoder_of(metadata: dict[str, str]) -> Encoder:
+    """The encoder that the metadata of a classifier or of this network describes."""
+    return Encoder.model_validate_json(metadata["encoder"])
 
 
 def load(path: Path) -> tuple[IrnNetwork, list[str]]:
@@ -160,9 +183,10 @@ def load(path: Path) -> tuple[IrnNetwork, list[str]]:
     return network.eval(), json.loads(metadata["classes"])
 
 
-def _built(metadata: dict[str, str]) -> IrnNetwork:
-    encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
-    network = IrnNetwork(encoder, int(metadata["output_stride"]))
+def _built(metadata: dict[str, str], encoder: Encoder | None = None) -> IrnNetwork:
+    """A network as described, its backbone with the weights of `encoder`; None: random, to be loaded."""
+    encoder = encoder or encoder_of(metadata).model_copy(update={"weights": None})
+    network = IrnNetwork(encoder, int(metadata["output_stride"]), json.loads(metadata.get("dilate", "true")))
     encoders.prepare_backbone(network.backbone, encoder)
     network.backbone.requires_grad_(False)
     return network

@@ -69,21 +69,22 @@ def train(
     """Train on the pictures of `manifest` (one split); write `irn.safetensors`, `irn.json` and `history.csv`.
 
     `labels` has a confident label of every picture, 255 where there is none: what `beco labels` makes with refine:
-    crf. UserError if the classifier knows other classes, or a picture has no label.
+    crf. `classifier` says which encoder the backbone is and, with `settings.start` classifier, has its weights.
+    UserError if the classifier knows other classes, or a picture has no label.
     """
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
-    network, metadata = irn.from_classifier(classifier)
+    network, metadata = irn.starting_from(classifier, settings.start)
     if json.loads(metadata["classes"]) != manifest.classes:
         raise UserError(f"{classifier}: trained for other classes than the manifest's; train the classifier again")
     identity = {
         "settings": settings.model_dump(mode="json", include=settings.training_keys()),
         "manifest": manifest.table.to_csv(),
-        "classifier": file_hash(classifier),
+        "start": {key: metadata[key] for key in irn.STARTED_FROM},
         "labels": file_hash(labels),
     }
     state = fit(
         IrnTask(network, settings.radius),
-        LabelledPictures(manifest, PseudoLabels(labels), 1.0, settings.crop),
+        LabelledPictures(manifest, PseudoLabels(labels), 1.0, settings.crop, mean=irn.encoder_of(metadata).mean),
         settings.schedule,
         settings.optimiser,
         settings.seed,
@@ -100,7 +101,13 @@ def train(
     last = {key: value for key, value in state.history[-1].items() if key in ("loss", "alike", "differ")}
     write_json(
         output / "irn.json",
-        {**last, "steps": state.step, "seconds": state.seconds, "settings": identity["settings"]},
+        {
+            **last,
+            "steps": state.step,
+            "seconds": state.seconds,
+            "settings": identity["settings"],
+            "weights": metadata["weights"],
+        },
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beco.augment import resized_label
 from beco.batches import size_batches
 from beco.checkpoint import State
 from beco.config import Training
+from beco.crops import resized_label
 from beco.datasets.manifest import IGNORE, Manifest
 from beco.encoders import save_network
 from beco.engine import Compute, choose_device

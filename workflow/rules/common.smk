@@ -173,6 +173,12 @@ def weights_file(encoder):
     )
 
 
+def irn_start(wildcards):
+    """The weights file that the backbone of a recipe's IRN starts from, if not from the classifier."""
+    from_encoder = CONFIG.labels[wildcards.labels].irn.start == "encoder"
+    return weights_file(CONFIG.classifier.encoder) if from_encoder else []
+
+
 def experiment_of(wildcards):
     """The experiment that a path belongs to."""
     return CONFIG.experiments[wildcards.experiment]

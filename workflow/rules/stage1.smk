@@ -187,6 +187,7 @@ use rule gather_labels as gather_pairs with:
 
 rule train_irn:
     input:
+        irn_start,
         manifest=f"{BASE}/manifest.csv",
         classifier=f"{BASE}/classifier/classifier.safetensors",
         labels=pair_labels,
