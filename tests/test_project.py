@@ -246,6 +246,17 @@ def test_check_tells_everything_at_once(
         assert sum(words in line for line in lines) == 1, (words, said)
 
 
+def test_check_knows_the_stages_of_an_encoder(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = init(own)
+    values = yaml.safe_load(config.read_text())
+    values["classifier"]["frozen_stages"] = 9
+    config.write_text(yaml.safe_dump(values))
+    status, said = checked(config, capsys)
+    assert (
+        status == 1 and "classifier.encoder: frozen_stages: 9, but `resnet10t` has features at strides 2, 4, 8" in said
+    )
+
+
 def test_a_batch_larger_than_the_folder(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = init(own)
     config.write_text(config.read_text().replace("batch_size: 16", "batch_size: 20"))
