@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,8 +37,14 @@ SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 class Centre(nn.Module):
     """Class maps that are the colours themselves, one map per channel, at half the size."""
 
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.feature_info = FeatureInfo([{"num_chs": 3, "reduction": stride, "module": "x"}], (0,))
+        self.stride = stride
+
     def maps(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, 2, ceil_mode=True) - 0.25
+        return F.avg_pool2d(images, self.stride, ceil_mode=True) - 0.25
 
 
 # --- class maps ---------------------------------------------------------------------------------------------
@@ -70,6 +77,25 @@ def test_maps_of_one_scale_by_hand() -> None:
     both = cam.multi_scale_maps(Centre(), images, Cam(scales=[1], flip=True))
     assert torch.equal(both, 2 * straight)  # a sum, and the mirrored map is mirrored back
     assert torch.equal(cam.multi_scale_maps(Centre(), images, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (81, 100), (75, 61), (83, 66)])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("scales", [[1.0], [2.0], [0.5, 1.0, 1.5]])
+@pytest.mark.parametrize("flip", [True, False])
+def test_class_maps_lie_where_the_picture_shows_them(
+    size: tuple[int, int], stride: int, scales: list[float], flip: bool
+) -> None:
+    """A picture that says where each of its places is, by cells that are its averages: cell j is at 4j + 2 pixels."""
+    rows, columns = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+    images = torch.stack([rows, columns, torch.ones_like(rows)])[None]
+    found = cam.multi_scale_maps(Centre(stride), images, Cam(scales=scales, flip=flip))[0]
+    found = found[:2] / (len(scales) * (1 + flip)) + 0.25
+    edge = math.ceil(stride / min(scales) / 4) + 1  # the first and last cells are the mean of less, or their own end
+    for axis, count in enumerate(found.shape[1:]):
+        along = found[axis].select(1 - axis, found.shape[2 - axis] // 2)
+        expected = torch.arange(count) * 4 + 2.0
+        assert torch.allclose(along[edge:-edge], expected[edge:-edge], atol=0.3)
 
 
 @pytest.fixture(scope="module")
