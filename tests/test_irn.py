@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from beco.batches import fitted_size
 from beco.config import Encoder, Irn
 from beco.errors import UserError
 from beco.sampling import Draws
@@ -183,6 +184,24 @@ def test_the_walk_is_the_power_of_the_dense_matrix(settings: Irn) -> None:
         assert torch.allclose(one.double(), dense_walk(plane, edge, settings), atol=2e-4)
 
 
+@pytest.mark.parametrize(("made", "fed"), [(None, None), (None, 100), (60, None), (60, 200)])
+def test_class_maps_of_other_sizes_are_laid_on_the_walks_cells(made: int | None, fed: int | None) -> None:
+    """Maps that say which row and column of the picture their cells are at say the same afterwards."""
+    picture = (75, 50)
+    small, large = (fitted_size(*picture, side) for side in (made, fed))
+    given, wanted = (torch.Size(math.ceil(side / 4) for side in sides) for sides in (small, large))
+    along = zip(given, picture, small, strict=True)
+    places = [(torch.arange(count) + 0.5) * 4 * side / one for count, side, one in along]
+    planes = torch.stack(torch.meshgrid(*places, indexing="ij"))
+    sides = irn_walk.relative_sides(given, made, wanted, fed, picture)
+    found = irn_walk.stacked([planes[:0], planes], [sides, sides], wanted)
+    assert found.shape == (2, 2, *wanted) and not found[0].any()
+    for axis, (count, side, one) in enumerate(zip(wanted, picture, large, strict=True)):
+        expected = (torch.arange(count) + 0.5) * 4 * side / one
+        inner = (expected > places[axis][0]) & (expected < places[axis][-1])
+        assert torch.allclose(found[1, axis].select(1 - axis, 3)[inner], expected[inner], atol=1e-3)
+
+
 def test_a_constant_stays_and_nothing_grows() -> None:
     edges = torch.rand(1, 8, 9, generator=torch.Generator().manual_seed(5)) * 0.9
     step = irn_walk.transition(edges, 5, 10)
@@ -223,6 +242,22 @@ def test_maps_at_a_quarter_of_any_size(encoder: Encoder, size: tuple[int, int]) 
     quarter = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
     assert edges.shape == (2, *quarter) and field.shape == (2, 2, *quarter)
     assert float(edges.min()) >= 0 and float(edges.max()) <= 1
+
+
+@pytest.mark.parametrize("size", [(64, 48), (33, 50), (61, 35), (5, 9)])
+def test_maps_are_those_of_the_picture_continued_to_whole_cells(size: tuple[int, int]) -> None:
+    """So that no map is stretched: its last cells reach beyond the picture, and the mirror image's do the same."""
+    torch.manual_seed(3)
+    network = IrnNetwork(SMALL, 16).eval()
+    images = torch.rand(2, 3, *size)
+    rows, columns = (torch.arange(math.ceil(side / 16) * 16).clamp(max=side - 1) for side in size)
+    whole = images[..., rows, :][..., columns]
+    quarter = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    for found, expected in zip(network.infer(images), network.infer(whole), strict=True):
+        assert found.shape[-2:] == quarter
+        assert torch.allclose(found, expected[..., : quarter[0], : quarter[1]], atol=1e-5)
+    for found, expected in zip(network(images), network(whole), strict=True):
+        assert torch.allclose(found, expected[..., : quarter[0], : quarter[1]], atol=1e-5)
 
 
 def test_groups_and_widths_of_the_branches() -> None:

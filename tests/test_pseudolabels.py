@@ -18,6 +18,7 @@ from beco.errors import UserError
 from beco.pseudolabels import LEVELS, MARGINS, UNCERTAIN, Picture, PseudoLabels, doubt_of, levels_of, put
 from beco.stage1 import labels as stage
 from beco.stage1.foreign_formats import Scores, settled
+from beco.stage1.placing import upsampled
 from beco.store import create
 
 FRACTIONS = [step / 20 for step in range(21)]
@@ -158,7 +159,7 @@ SIZE = (40, 52)
 
 
 def photograph(rng: np.random.Generator) -> np.ndarray:
-    planes = stage.upsampled(rng.random((3, 6, 7)), *SIZE)
+    planes = upsampled(rng.random((3, 6, 7)), *SIZE)
     return (255 * planes.transpose(1, 2, 0)).astype(np.uint8)
 
 
@@ -168,13 +169,13 @@ def cams_of(rng: np.random.Generator, classes: int) -> np.ndarray:
 
 
 def by_cam(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores = stage.with_background(stage.upsampled(cams_of(rng, 2), *SIZE), 0.4)
+    scores = stage.with_background(upsampled(cams_of(rng, 2), *SIZE), 0.4)
     label, doubt = stage.from_scores(scores, np.array([2, 5]))
     return label, doubt, exact_margin(scores.astype(np.float64))
 
 
 def by_walk(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    walked = stage.share_of_maximum(stage.upsampled(cams_of(rng, 2), *SIZE))
+    walked = stage.share_of_maximum(upsampled(cams_of(rng, 2), *SIZE))
     scores = stage.with_background(walked, 0.25)
     label, doubt = stage.from_scores(scores, np.array([2, 5]))
     return label, doubt, exact_margin(scores.astype(np.float64))
@@ -184,7 +185,7 @@ def by_crf(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Posteriors that saturate, as on photographs: an appearance kernel of a large weight."""
     recipe = Labels(crf=Crf(bilateral_compat=60, bilateral_sxy=20, bilateral_srgb=30), foreground_threshold=0.5,
                     background_threshold=0.3)  # fmt: skip
-    image, cam = photograph(rng), stage.upsampled(cams_of(rng, 2), *SIZE)
+    image, cam = photograph(rng), upsampled(cams_of(rng, 2), *SIZE)
     label, doubt = stage.from_crf(image, cam, np.array([2, 5]), recipe)
     mean = np.zeros((3, *SIZE))
     for threshold in (0.5, 0.3):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from beco.sampling import Draws
 from beco.shards import shard_ids
 from beco.stage1 import cam, classifier, labels
 from beco.stage1.classifier import CamNetwork, ClassifierTask
+from beco.stage1.placing import upsampled
 from beco.store import Store
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
@@ -36,8 +38,14 @@ SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 class Centre(nn.Module):
     """Class maps that are the colours themselves, one map per channel, at half the size."""
 
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.feature_info = FeatureInfo([{"num_chs": 3, "reduction": stride, "module": "x"}], (0,))
+        self.stride = stride
+
     def maps(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, 2, ceil_mode=True) - 0.25
+        return F.avg_pool2d(images, self.stride, ceil_mode=True) - 0.25
 
 
 # --- class maps ---------------------------------------------------------------------------------------------
@@ -70,6 +78,25 @@ def test_maps_of_one_scale_by_hand() -> None:
     both = cam.multi_scale_maps(Centre(), images, Cam(scales=[1], flip=True))
     assert torch.equal(both, 2 * straight)  # a sum, and the mirrored map is mirrored back
     assert torch.equal(cam.multi_scale_maps(Centre(), images, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (81, 100), (75, 61), (83, 66)])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("scales", [[1.0], [2.0], [0.5, 1.0, 1.5]])
+@pytest.mark.parametrize("flip", [True, False])
+def test_class_maps_lie_where_the_picture_shows_them(
+    size: tuple[int, int], stride: int, scales: list[float], flip: bool
+) -> None:
+    """A picture that says where each of its places is, by cells that are its averages: cell j is at 4j + 2 pixels."""
+    rows, columns = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+    images = torch.stack([rows, columns, torch.ones_like(rows)])[None]
+    found = cam.multi_scale_maps(Centre(stride), images, Cam(scales=scales, flip=flip))[0]
+    found = found[:2] / (len(scales) * (1 + flip)) + 0.25
+    edge = math.ceil(stride / min(scales) / 4) + 1  # the first and last cells are the mean of less, or their own end
+    for axis, count in enumerate(found.shape[1:]):
+        along = found[axis].select(1 - axis, found.shape[2 - axis] // 2)
+        expected = torch.arange(count) * 4 + 2.0
+        assert torch.allclose(along[edge:-edge], expected[edge:-edge], atol=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +151,14 @@ def test_background_plane() -> None:
 
 def test_upsampling_keeps_centres_and_range() -> None:
     small = np.array([[[0, 1], [0.5, 0.25]]], np.float16)
-    found = labels.upsampled(small, 6, 6)
-    assert found.shape == (1, 6, 6) and found.min() == 0 and found.max() == 1
-    assert found[0, 1::3, 1::3] == pytest.approx(small[0], abs=1e-3)  # the middle of each 3×3 block
-    # torch's bilinear without aligned corners is the same rule, written by others
-    other = F.interpolate(torch.from_numpy(small).float()[None], (7, 5), mode="bilinear", align_corners=False)[0]
-    assert labels.upsampled(small, 7, 5) == pytest.approx(other.numpy(), abs=1e-5)
-    assert labels.upsampled(small[:0], 6, 5).shape == (0, 6, 5)
+    found = upsampled(small, 8, 8)
+    assert found.shape == (1, 8, 8) and found.min() == 0 and found.max() == 1
+    # torch's bilinear without aligned corners is the same rule, written by others; a smaller picture ends in the cell
+    other = F.interpolate(torch.from_numpy(small).float()[None], (8, 8), mode="bilinear", align_corners=False)[0]
+    for height, width in ((8, 8), (7, 5)):
+        expected = other[:, :height, :width].numpy()
+        assert upsampled(small, height, width) == pytest.approx(expected, abs=1e-5)
+    assert upsampled(small[:0], 6, 5).shape == (0, 6, 5)
 
 
 def test_two_crf_runs_and_what_they_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN, PseudoLabels
-from beco.stage1.labels import upsampled
+from beco.stage1.placing import upsampled
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
 

@@ -30,6 +30,7 @@ from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage
 from beco.stage1.classifier import CamNetwork
 from beco.stage1.irn_walk import walk
+from beco.stage1.placing import upsampled
 
 CLASSES = 20
 PLANES = 2  # class maps of a picture
@@ -134,7 +135,7 @@ def _labels(refine: str, size: int) -> Task:
     settings = Labels.model_validate({"refine": refine})
 
     def make() -> object:
-        cam = stage.upsampled(planes, size, size)
+        cam = upsampled(planes, size, size)
         if refine == "none":
             return stage.from_scores(stage.with_background(cam, settings.background), values)
         return stage.from_crf(image, cam, values, settings)

@@ -115,7 +115,7 @@ def made_up_batch(setting: Setting) -> dict[str, Tensor]:
     images = F.interpolate(rough, size=(size, size), mode="bicubic").clamp(0, 1)
     patches = torch.randint(0, setting.classes + 1, (count, 1, 5, 5), generator=generator).float()
     patches[torch.rand(patches.shape, generator=generator) < 0.1] = IGNORE
-    label = F.interpolate(patches, size=(size, size), mode="nearest")[:, 0].byte()
+    label = F.interpolate(patches, size=(size, size), mode="nearest-exact")[:, 0].byte()
     sure = F.interpolate(torch.rand(count, 1, 9, 9, generator=generator), size=(size, size), mode="bilinear")[:, 0]
     return {"image": (images * 255).byte(), "label": label, "reliable": (sure > 0.5) & (label != IGNORE)}
 

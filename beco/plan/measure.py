@@ -34,6 +34,7 @@ from beco.plan.rates import Point, Rates, key
 from beco.stage1 import labels as labelling
 from beco.stage1.classifier import ClassifierTask
 from beco.stage1.irn_train import IrnTask
+from beco.stage1.placing import upsampled
 
 Task = Callable[[], object]
 SECONDS = 1.0  # of each measurement, or one call
@@ -269,7 +270,7 @@ def _scores(bench: Bench, work: Work, _: Rates) -> float:
     cam, values = _cam(bench, image)
 
     def make() -> None:
-        scores = labelling.upsampled(cam, *image.shape[:2])
+        scores = upsampled(cam, *image.shape[:2])
         labelling.from_scores(labelling.with_background(scores, Labels().background), values)
 
     return clock(bench, make) * bench.pictures.pixels / (image.shape[0] * image.shape[1])

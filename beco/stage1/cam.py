@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from beco import store
+from beco import encoders, store
 from beco.batches import size_batches
 from beco.config import Cam
 from beco.datasets.manifest import Manifest
@@ -18,8 +17,7 @@ from beco.errors import UserError
 from beco.files import file_hash
 from beco.shards import shard_ids
 from beco.stage1 import classifier as classifiers
-
-GRID_STRIDE = 4
+from beco.stage1.placing import STRIDE, grid, placed
 
 
 def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path) -> None:
@@ -47,21 +45,25 @@ def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute,
 
 @torch.inference_mode()
 def multi_scale_maps(network: classifiers.CamNetwork, images: Tensor, settings: Cam) -> Tensor:
-    """Sum of ReLU class maps over scales and mirror images: (B, 3, h, w) -> (B, K, ⌈h/4⌉, ⌈w/4⌉) float32."""
+    """Sum of ReLU class maps over scales and mirror images: (B, 3, h, w) -> (B, K, ⌈h/4⌉, ⌈w/4⌉) float32.
+
+    Each is read where its cells lie on the picture, of which the last may reach beyond it.
+    """
     height, width = images.shape[-2:]
-    grid = (math.ceil(height / GRID_STRIDE), math.ceil(width / GRID_STRIDE))
+    size, stride = grid(height, width), encoders.feature_strides(network.backbone)[-1]
     total = torch.zeros(())
     for scale in settings.scales:
-        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        fed = (max(round(height * scale), 1), max(round(width * scale), 1))
+        sides = (stride * height / fed[0] / STRIDE, stride * width / fed[1] / STRIDE)
         scaled = images
         if scale != 1:
-            scaled = F.interpolate(images, size, mode="bilinear", antialias=scale < 1, align_corners=False)
+            scaled = F.interpolate(images, fed, mode="bilinear", antialias=scale < 1, align_corners=False)
         views = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
         maps = network.maps(views.contiguous(memory_format=torch.channels_last)).float().relu()
-        if settings.flip:
-            straight, mirrored = maps.chunk(2)
-            maps = straight + mirrored.flip(-1)
-        total = F.interpolate(maps, grid, mode="bilinear", align_corners=False) + total.to(maps.device)
+        straight, *mirrored = maps.split(len(images))
+        total = placed(straight, size, sides) + total.to(maps.device)
+        for one in mirrored:
+            total = placed(one, size, sides, mirrored=width / STRIDE) + total
     return total
 
 

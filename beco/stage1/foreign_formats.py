@@ -22,10 +22,10 @@ from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_pa
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN
 from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary
-from beco.stage1.labels import from_scores, share_of_maximum, upsampled, with_background
+from beco.stage1.labels import from_scores, share_of_maximum, with_background
+from beco.stage1.placing import STRIDES, grid, upsampled
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
-STRIDES = (4, 8, 16)
 SAMPLE = 16
 COLOUR_MODES = ("RGB", "RGBA")
 
@@ -195,7 +195,7 @@ def settled(scores: Scores, size: tuple[int, int], classes: int, background: flo
     if len(planes) == 0:
         planes = np.zeros((0, *size), np.float32)
     elif planes.shape[1:] != size:
-        if planes.shape[1:] not in [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]:
+        if planes.shape[1:] not in [grid(*size, stride) for stride in STRIDES]:
             raise _other_size(planes.shape[1:], size)
         planes = upsampled(planes, *size)
     if scores.background == "constant":

@@ -9,7 +9,6 @@ take part in semantic pseudo-labels; displacements tell instances apart, and are
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -21,17 +20,12 @@ from beco.augment import Normalise
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import file_hash
+from beco.stage1.placing import STRIDE, grid
 
-STRIDE = 4
 STARTED_FROM = ("encoder", "output_stride", "dilate", "start", "weights")
 """What the metadata of a network says of its backbone."""
 TOGETHER = 64  # pictures of one size, in inference
 MOST_PIXELS = 2**21  # of such a batch: eleven of VOC
-
-
-def grid(height: int, width: int, stride: int = STRIDE) -> tuple[int, int]:
-    """Size of the maps of a picture: a `stride`-th of it, rounded up."""
-    return math.ceil(height / stride), math.ceil(width / stride)
 
 
 class Reduced(nn.Module):
@@ -97,7 +91,11 @@ class DisplacementBranch(nn.Module):
 
 
 class IrnNetwork(nn.Module):
-    """Backbone at a given output stride, in inference mode for good, and the two branches."""
+    """Backbone at a given output stride, in inference mode for good, and the two branches.
+
+    Pictures are continued below and to the right to a multiple of the largest stride, and the maps cut again. So every
+    map covers exactly what it is resized and joined with, and the mirror image's cells are the picture's.
+    """
 
     mean_displacement: Tensor
 
@@ -114,6 +112,7 @@ class IrnNetwork(nn.Module):
         self.boundary = BoundaryBranch(channels)
         self.displacement = DisplacementBranch(channels, strides)
         self.register_buffer("mean_displacement", torch.zeros(2))
+        self.multiple = max(strides[-1], 2 * STRIDE)
         self.backbone.requires_grad_(False)
         self.train()
 
@@ -125,9 +124,19 @@ class IrnNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) RGB in [0, 1] -> boundary logits (B, h, w) and displacements (B, 2, h, w), h = ⌈H/4⌉."""
+        height, width = grid(*images.shape[-2:])
+        logits, field = self._maps(self._continued(images))
+        return logits[..., :height, :width], field[..., :height, :width]
+
+    def _continued(self, images: Tensor) -> Tensor:
+        """Normalised, with the last row and column repeated: a frame of one colour would be a boundary."""
+        bottom, right = (-side % self.multiple for side in images.shape[-2:])
+        return F.pad(self.normalise(images), (0, right, 0, bottom), mode="replicate")
+
+    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         height, width = images.shape[-2:]
         with torch.no_grad():
-            features = self.backbone(self.normalise(images))
+            features = self.backbone(images)
         size = grid(height, width)
         return self.boundary(features, size), self.displacement(features, size, grid(height, width, 2 * STRIDE))
 
@@ -139,10 +148,13 @@ class IrnNetwork(nn.Module):
         the mean over the training pictures is subtracted: a constant shift costs nothing in training, where only
         differences count (the mean shift of the authors' program).
         """
-        logits, field = self(torch.cat([images, images.flip(-1)]))
+        height, width = grid(*images.shape[-2:])
+        continued = self._continued(images)
+        logits, field = self._maps(torch.cat([continued, continued.flip(-1)]))
         straight, mirrored = logits.float().chunk(2)
         edges = torch.sigmoid((straight + mirrored.flip(-1)) / 2)
-        return edges, field[: len(images)].float() - self.mean_displacement[:, None, None]
+        field = field[: len(images)].float() - self.mean_displacement[:, None, None]
+        return edges[..., :height, :width], field[..., :height, :width]
 
 
 def starting_from(path: Path, start: str) -> tuple[IrnNetwork, dict[str, str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from beco import encoders
 from beco.augment import LabelledPictures, unit_range
@@ -20,8 +19,9 @@ from beco.files import file_hash, write_json
 from beco.pseudolabels import PseudoLabels
 from beco.sampling import Draws, mixed_seed
 from beco.stage1 import irn
-from beco.stage1.irn import MOST_PIXELS, TOGETHER, IrnNetwork, grid
+from beco.stage1.irn import MOST_PIXELS, TOGETHER, IrnNetwork
 from beco.stage1.irn_pairs import losses, pixel_pairs
+from beco.stage1.placing import STRIDE, grid
 
 
 class IrnTask(nn.Module):
@@ -53,8 +53,13 @@ class IrnTask(nn.Module):
 
 
 def coarse(label: Tensor) -> Tensor:
-    """Labels (B, H, W) uint8 at a quarter of the size, rounded up: the nearest pixel to each cell's centre."""
-    return F.interpolate(label[:, None], grid(*label.shape[1:]), mode="nearest-exact")[:, 0]
+    """Labels (B, H, W) uint8 at a quarter of the size, rounded up: the pixel at each cell's centre, the last at most."""
+    size = label.shape[1:]
+    rows, columns = (
+        (STRIDE * torch.arange(cells, device=label.device) + STRIDE // 2).clamp(max=side - 1)
+        for cells, side in zip(grid(*size), size, strict=True)
+    )
+    return label[:, rows][:, :, columns]
 
 
 def train(

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from beco import store
 from beco.batches import size_batches
@@ -26,6 +25,7 @@ from beco.shards import shard_ids
 from beco.stage1 import irn
 from beco.stage1.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.irn_pairs import pixel_pairs
+from beco.stage1.placing import cell_sides, placed
 from beco.store import Store
 
 
@@ -44,6 +44,7 @@ def infer(
         raise UserError(f"{network}: trained for other classes than the manifest's; train the network again")
     model = model.to(device).to(memory_format=torch.channels_last)
     source, ids = Store(cams), shard_ids(manifest.ids, shard)
+    made = source.attributes.get("cam", {}).get("resize")  # the long side that the maps are of
     attributes = {
         "walk": settings.model_dump(mode="json", include=settings.walk_keys()),
         "irn": file_hash(network),
@@ -55,7 +56,11 @@ def infer(
         for chosen, images in batches:
             edges, _ = model.infer(images.to(device, memory_format=torch.channels_last))
             planes = [torch.from_numpy(source.get("cam", image_id).astype(np.float32)) for image_id in chosen]
-            walked = walk(stacked(planes, edges.shape[1:]).to(device), edges, settings).cpu()
+            sides = [
+                relative_sides(one.shape[1:], made, edges.shape[1:], settings.resize, manifest.size(image_id))
+                for image_id, one in zip(chosen, planes, strict=True)
+            ]
+            walked = walk(stacked(planes, sides, edges.shape[1:]).to(device), edges, settings).cpu()
             for image_id, scores, given in zip(chosen, walked, planes, strict=True):
                 kept = scores[: len(given)]
                 kept = kept / kept.amax().clamp(min=1e-12) if len(kept) else kept
@@ -63,13 +68,27 @@ def infer(
                 writer.put("cam", image_id, kept.half().numpy(), classes=values)
 
 
-def stacked(planes: list[Tensor], size: torch.Size) -> Tensor:
-    """Class maps (K', h', w') of several pictures as (B, K, *size), bilinear; empty maps fill up to the most K'."""
+def stacked(planes: list[Tensor], sides: list[tuple[float, float]], size: torch.Size) -> Tensor:
+    """Class maps (K', h', w') of several pictures as (B, K, *size), bilinear; empty maps fill up to the most K'.
+
+    `sides`: height and width of the cells of each picture's maps in cells of the new ones.
+    """
     result = torch.zeros(len(planes), max(map(len, planes)), *size)
-    for target, given in zip(result, planes, strict=True):
+    for target, given, side in zip(result, planes, sides, strict=True):
         if len(given):
-            target[: len(given)] = F.interpolate(given[None], size, mode="bilinear", align_corners=False)[0]
+            target[: len(given)] = placed(given, (size[0], size[1]), side)
     return result
+
+
+def relative_sides(
+    shape: torch.Size, resize: int | None, wanted: torch.Size, fed: int | None, picture: tuple[int, int]
+) -> tuple[float, float]:
+    """Height and width of the cells of maps of size `shape` in those of size `wanted`, of a picture of some size.
+
+    The former were made with the long side set to `resize`, the latter with `fed`.
+    """
+    given, new = cell_sides(shape, picture, resize), cell_sides(wanted, picture, fed)
+    return given[0] / new[0], given[1] / new[1]
 
 
 def transition(edges: Tensor, radius: int, beta: float) -> Tensor:

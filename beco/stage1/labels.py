@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from skimage.transform import resize
 from tqdm import tqdm
 
 from beco import crf, store
@@ -16,6 +15,7 @@ from beco.errors import UserError
 from beco.files import file_hash
 from beco.pseudolabels import UNCERTAIN, doubt_of, put
 from beco.shards import shard_ids
+from beco.stage1.placing import upsampled
 from beco.store import Store
 
 
@@ -51,16 +51,11 @@ def check_maps(maps: Store, settings: Labels) -> None:
 
 def class_scores(manifest: Manifest, maps: Store, settings: Labels, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores (K, H, W) float32 of a picture's classes at its own size, and their K label values."""
-    scores = upsampled(maps.get("cam", image_id), *manifest.size(image_id))
+    made_with = maps.attributes.get("walk" if settings.refine == "irn" else "cam", {})
+    scores = upsampled(maps.get("cam", image_id), *manifest.size(image_id), made_with.get("resize"))
     if settings.refine == "irn":
         scores = share_of_maximum(scores)
     return scores, maps.attribute("cam", image_id, "classes")
-
-
-def upsampled(cam: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(K, h, w) -> (K, height, width) float32, bilinear between pixel centres."""
-    planes = [resize(plane, (height, width), order=1, mode="edge") for plane in cam.astype(np.float32)]
-    return np.stack(planes) if planes else np.zeros((0, height, width), np.float32)
 
 
 def share_of_maximum(scores: np.ndarray) -> np.ndarray:
