@@ -53,7 +53,7 @@ class IrnTask(nn.Module):
 
 
 def coarse(label: Tensor) -> Tensor:
-    """Labels (B, H, W) uint8 at a quarter of the size, rounded up: the pixel at each cell's centre, the last at most."""
+    """Labels (B, H, W) uint8 at a quarter of the size, rounded up: the pixel at each cell's centre, or the last."""
     size = label.shape[1:]
     rows, columns = (
         (STRIDE * torch.arange(cells, device=label.device) + STRIDE // 2).clamp(max=side - 1)

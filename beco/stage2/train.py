@@ -72,9 +72,10 @@ def train(
     if settings.validate_every:
         validator = Validator(networks, manifest.split(val_split), pictures, settings, compute, best, metadata)
         identity["validation"] = validator.pictures.table.to_csv()
+    rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
     state = fit(
         RecipeTask(networks, recipe, settings, len(manifest.classes)),
-        LabelledPictures(pictures, reader, settings.reliable_fraction, settings.crop, settings.reliable_threshold),
+        LabelledPictures(pictures, reader, *rule, mean=network.encoder.mean),
         settings.schedule,
         settings.optimiser,
         seed,
