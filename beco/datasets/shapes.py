@@ -17,9 +17,9 @@ How it was chosen: shapes, colours and frequencies by looking at contact sheets 
 CAMs of a plain classifier scored 0.29 mIoU, far below the 0.48 known from VOC 2012, because they covered the emblem
 alone. `TURNED_AWAY` and `OWN_HUE` were raised in two steps until they scored 0.44. No second-stage training had been
 run on the pictures by then, and nothing was changed after the first. (A fault was in these scores: class maps of the
-embedded classifier lay four of 64 pixels beside the picture. Where they belong its CAMs score 0.57, so the set is easier
-than it was meant to be; it was not changed for that.) The set says how methods compare in this world; it says nothing
-about photographs.
+embedded classifier lay four of 64 pixels beside the picture. Where they belong its CAMs score 0.57, so the set is
+easier than it was meant to be; it was not changed for that.) The set says how methods compare in this world; it says
+nothing about photographs.
 """
 
 from __future__ import annotations
