@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
+from torch import nn
 
-from beco.config import Config, Encoder
+from beco.config import Classifier, Config, Encoder, Network
 from beco.datasets import formats, shapes
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
@@ -28,8 +29,10 @@ from beco.engine import choose_device
 from beco.errors import Problems, UserError
 from beco.frozen import freeze
 from beco.plan import room
+from beco.stage2.networks import backbone_of
 
 GIB = room.GIB
+Backbone = tuple[Encoder, Callable[[Encoder], nn.Module]]
 
 
 @dataclass
@@ -126,32 +129,42 @@ def _smallest_batch(config: Config, pictures: int) -> str:
 # --- files that are started from ----------------------------------------------------------------------------
 
 
-def _encoders(config: Config) -> dict[str, tuple[Encoder, int, int | None]]:
-    """Every backbone that is built, with its output stride and frozen stages, by the key that sets it."""
-    first = config.classifier
-    found: dict[str, tuple[Encoder, int, int | None]] = {
-        "classifier.encoder": (first.encoder, first.output_stride, first.frozen_stages)
-    }
+def _encoders(config: Config) -> dict[str, Backbone]:
+    """Every backbone that is built, and how, by the key of the section that sets it."""
+    first = partial(_classifiers, config.classifier)
+    found: dict[str, Backbone] = {"classifier": (config.classifier.encoder, first)}
     for name in sorted({experiment.network for experiment in config.experiments.values()}):
         network = config.networks[name]
-        found[f"networks.{name}.encoder"] = (network.encoder, network.output_stride, None)
+        found[f"networks.{name}"] = network.encoder, partial(_networks, network)
     return found
+
+
+def _classifiers(settings: Classifier, encoder: Encoder) -> nn.Module:
+    backbone = create_backbone(encoder, settings.output_stride, settings.dilate)
+    if settings.frozen_stages is not None:
+        freeze(backbone, settings.frozen_stages, encoder.name)
+    return backbone
+
+
+def _networks(settings: Network, encoder: Encoder) -> nn.Module:
+    return backbone_of(settings.model_copy(update={"encoder": encoder}))
 
 
 def _weights(config: Config, group: Group) -> None:
     """Build every backbone and load the file it starts from; downloads are left for later."""
-    for key, (encoder, stride, frozen) in _encoders(config).items():
+    for key, (encoder, build) in _encoders(config).items():
         known = encoder.weights in (None, "imagenet", "classifier")
+        bare = encoder.model_copy(update={"weights": None})
+        where = key
         try:
-            backbone = create_backbone(encoder.model_copy(update={"weights": None}), stride)
-            prepare_backbone(backbone, encoder.model_copy(update={"weights": None}) if known else encoder)
-            if frozen is not None:
-                freeze(backbone, frozen, encoder.name)
+            backbone = build(bare)
+            where = f"{key}.encoder"
+            prepare_backbone(backbone, bare if known else encoder)
         except UserError as error:
-            group.problems.append(f"{key}: {error}")
+            group.problems.append(f"{where}: {error}")
             continue
         source = {None: "random weights", "imagenet": "ImageNet weights, downloaded when first needed"}
-        group.notes.append(f"{key}: {encoder.name}, {source.get(encoder.weights, str(encoder.weights))}")
+        group.notes.append(f"{key}.encoder: {encoder.name}, {source.get(encoder.weights, str(encoder.weights))}")
 
 
 def _imports(config: Config, group: Group) -> None:

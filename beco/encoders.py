@@ -22,6 +22,7 @@ from beco.errors import UserError
 from beco.files import file_hash, whole
 from beco.weights import load_weights, one_line, read_weights
 
+UNPOOLED = "unpooled"
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 
 
@@ -73,13 +74,31 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
             _undilate(backbone, plain)
     except Exception as error:
         raise _refusal(encoder, error) from error
-    for module in list(backbone.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, AvgPool2dSame) and child.stride == (1, 1):
-                setattr(module, name, nn.Identity())
+    _unpool(backbone)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
+
+
+def _unpool(backbone: nn.Module) -> None:
+    """Take the pooling at stride 1 out of a network's shortcuts; `unpooled` says whether there was any."""
+    found = [
+        (module, name)
+        for module in backbone.modules()
+        for name, child in module.named_children()
+        if isinstance(child, AvgPool2dSame) and child.stride == (1, 1)
+    ]
+    for module, name in found:
+        setattr(module, name, nn.Identity())
+    backbone.unpooled = bool(found)  # type: ignore[assignment]
+
+
+def refuse_pooled(path: Path | str, metadata: dict[str, str], backbone: nn.Module) -> None:
+    """UserError if the network in `path` was trained with the pooling in its shortcuts that `_unpool` takes out."""
+    if getattr(backbone, "unpooled", False) and metadata.get("shortcuts") != UNPOOLED:
+        raise UserError(
+            f"{path}: made by an older version, whose dilated stages moved their maps by half a cell; train it again"
+        )
 
 
 def _undilate(backbone: nn.Module, plain: nn.Module) -> None:
@@ -227,7 +246,8 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
     if encoder.weights == "classifier":
         if classifier is None:
             raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
-        state, _ = load_network(classifier)
+        state, metadata = load_network(classifier)
+        refuse_pooled(classifier, metadata, backbone)
         prefix = "backbone."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_weights(backbone, state, str(classifier))
@@ -243,6 +263,7 @@ def weights_hash(encoder: Encoder) -> str | None:
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's tensors and text metadata as .safetensors, atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    metadata = {**metadata, "shortcuts": UNPOOLED}
     with whole(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(state, metadata))  # save_file would ignore the umask
 

@@ -41,9 +41,9 @@ MARGINS = np.concatenate([np.arange(LINEAR) / LINEAR, 1 - LEVELS[LINEAR:]]).asty
 def doubt_of(scores: np.ndarray, probabilities: bool = False) -> np.ndarray:
     """What is missing to a margin of 1 between the best and the second best of scores: 1 − (best − second).
 
-    `scores` (C, …) float in [0, 1] -> (…) float64 in [0, 1], 0 for a single plane. `probabilities` sum to 1 over C:
-    then it is twice the second best plus all smaller ones, and so known to the last digit where the best is close to 1
-    and a margin of floats would be 1.
+    `scores` (C, …) float -> (…) float64 up to 1, 0 for a single plane; below 0 only where scores exceed 1, as those of
+    other programs may. `probabilities` sum to 1 over C: then it is twice the second best plus all smaller ones, and so
+    known to the last digit where the best is close to 1 and a margin of floats would be 1.
     """
     if len(scores) < 2:
         return np.zeros(scores.shape[1:])
@@ -52,11 +52,11 @@ def doubt_of(scores: np.ndarray, probabilities: bool = False) -> np.ndarray:
         doubt = ordered[:-1].sum(0, dtype=np.float64) + ordered[-2]
     else:
         doubt = 1 - (ordered[-1].astype(np.float64) - ordered[-2])
-    return np.clip(doubt, 0, 1)
+    return np.minimum(doubt, 1)  # rounding may leave a little more
 
 
 def levels_of(doubt: np.ndarray) -> np.ndarray:
-    """Doubts in [0, 1] as margins are kept: (…) uint8, the highest position of `LEVELS` that is not exceeded."""
+    """Doubts as margins are kept: (…) uint8, the highest position of `LEVELS` that is not exceeded."""
     return (np.searchsorted(-LEVELS, -np.asarray(doubt, np.float64), side="right") - 1).clip(0).astype(np.uint8)
 
 
@@ -90,8 +90,8 @@ class Picture:
 
         Of a class with n pixels in the picture ⌊fraction · n⌋ are kept, for fractions in steps of 0.05. Pixels that tie
         with the last of them are kept too: which of them an unstable sort would have kept is arbitrary. With a
-        `threshold`, in steps of 0.005, `fraction` does not count: all pixels are reliable whose confidence is at least
-        that. Pixels without any confidence and uncertain ones (255) are never reliable.
+        `threshold`, in steps of 0.005 up to 0.995, `fraction` does not count: all pixels are reliable whose confidence
+        is at least that. Pixels without any confidence and uncertain ones (255) are never reliable.
         """
         if threshold is None:
             return (self.rank > 0) & (self.rank <= int(fraction * RANKS + 1e-6))
@@ -99,7 +99,7 @@ class Picture:
 
 
 def put(writer: Writer, image_id: str, label: np.ndarray, doubt: np.ndarray) -> None:
-    """Store one picture: `label` (H, W) uint8 and `doubt` (H, W) float in [0, 1], see `doubt_of`.
+    """Store one picture: `label` (H, W) uint8 and `doubt` (H, W) float, see `doubt_of`.
 
     `steps` has a row (label, number, rank, level) for each step; of a step that holds several levels the lowest.
     """

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from beco import encoders
 from beco.config import Encoder
 from beco.errors import UserError
+from beco.stage1 import classifier
+from beco.stage1.classifier import CamNetwork
 
 TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
 
@@ -236,6 +238,34 @@ def test_shortcuts_move_nothing(name: str, options: dict[str, Any], stride: int)
         cell[:, :, 4, 2] = 1
         found = shortcut(cell) - shortcut(torch.zeros_like(cell))
         assert found.abs().sum(1)[0].nonzero().tolist() == [[2, 1] if halves else [4, 2]]
+
+
+def network_from_before(folder: Path, settings: Encoder) -> Path:
+    """A classifier as older versions wrote it, without a word about its shortcuts."""
+    network = CamNetwork(settings, 8, 2)
+    metadata = {"encoder": settings.model_dump_json(), "output_stride": "8", "classes": '["a", "b"]'}
+    encoders.save_network(network, folder / "new.safetensors", metadata)
+    assert classifier.load(folder / "new.safetensors")
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, folder / "old.safetensors", metadata)
+    return folder / "old.safetensors"
+
+
+def test_networks_from_before_their_shortcuts_were_mended_are_refused(tmp_path: Path) -> None:
+    """Tensors would fit, and the maps would lie where they were not learnt."""
+    settings = encoder(options=TINY)
+    old = network_from_before(tmp_path, settings)
+    started = encoders.create_backbone(settings, 8)
+    for read in (
+        lambda: classifier.load(old),
+        lambda: encoders.prepare_backbone(started, settings.model_copy(update={"weights": "classifier"}), old),
+    ):
+        with pytest.raises(UserError, match=r"old.safetensors: made by an older version.*; train it again"):
+            read()
+
+
+def test_networks_from_before_that_had_no_such_shortcuts_are_read(tmp_path: Path) -> None:
+    assert classifier.load(network_from_before(tmp_path, encoder(name="resnet18", options={})))
 
 
 def test_own_files_round_trip(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,15 +247,29 @@ def test_check_tells_everything_at_once(
         assert sum(words in line for line in lines) == 1, (words, said)
 
 
-def test_check_knows_the_stages_of_an_encoder(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = init(own)
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        (
+            "classifier",
+            "frozen_stages",
+            9,
+            "classifier: frozen_stages: 9, but `resnet10t` has features at strides 2, 4, 8",
+        ),
+        ("networks", "multi_grid", [1, 2], "networks.default: multi_grid: 2 factors for 1 blocks"),
+    ],
+)
+def test_check_builds_backbones_as_they_will_be_built(
+    own: Path, capsys: pytest.CaptureFixture[str], section: str, key: str, value: Any, words: str
+) -> None:
+    weights = own / "weights.safetensors"
+    save_file(timm.create_model("resnet10t", features_only=True).state_dict(), weights)
+    config = init(own, weights=str(weights), encoder="resnet10t")
     values = yaml.safe_load(config.read_text())
-    values["classifier"]["frozen_stages"] = 9
+    (values[section]["default"] if section == "networks" else values[section])[key] = value
     config.write_text(yaml.safe_dump(values))
     status, said = checked(config, capsys)
-    assert (
-        status == 1 and "classifier.encoder: frozen_stages: 9, but `resnet10t` has features at strides 2, 4, 8" in said
-    )
+    assert status == 1 and words in said, said
 
 
 def test_a_batch_larger_than_the_folder(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

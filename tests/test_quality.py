@@ -20,7 +20,7 @@ from beco.errors import UserError
 from beco.evaluation import figures
 from beco.evaluation.borders import border_distance
 from beco.evaluation.label_tables import label_table, sweep_table
-from beco.evaluation.quality import Trust, auroc, evaluate_labels, trust_of
+from beco.evaluation.quality import Trust, auroc, evaluate_labels, not_as_asked, trust_of
 from beco.evaluation.sweep import sweep
 from beco.evaluation.table_files import write_tables
 from beco.evaluation.tables import LabelSource
@@ -161,6 +161,10 @@ def test_the_share_asked_for_beside_the_share_obtained(
     assert found["obtained"] == pytest.approx(0.7, abs=0.02)
     (message,) = caplog.messages
     assert "tie.h5: 50 % were to be reliable, and 70 % of background" in message and "equal confidences" in message
+    words = not_as_asked({"asked": 0.5, "obtained_background": 0.5, "obtained_objects": 0.3})
+    assert words == "50 % were to be reliable, and 50 % of background, 30 % of objects are: " + (
+        "pixels without confidence never are"
+    )
     with pytest.raises(UserError, match=r"--fraction: .*steps of 0.05; take 0.3 or 0.35"):
         evaluate_labels(drawn, tmp_path / "tie.h5", tmp_path / "out", 0.333)
 

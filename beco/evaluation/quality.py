@@ -123,7 +123,8 @@ def auroc(by_level: np.ndarray) -> float | None:
 def not_as_asked(reliable: Mapping[str, Any]) -> str:
     """What to say where the reliable share is not the one asked for, to a point; "" where it is, or none was.
 
-    `reliable` is that of `metrics.json`. Equal confidences are the cause: they are kept or left together.
+    `reliable` is that of `metrics.json`. More than was asked for are reliable where confidences are equal, which are
+    kept or left together; fewer where there is no confidence.
     """
     asked = reliable.get("asked")
     kinds = {"background": "obtained_background", "objects": "obtained_objects"}
@@ -131,7 +132,9 @@ def not_as_asked(reliable: Mapping[str, Any]) -> str:
     if asked is None or all(abs(value - asked) <= TOLERANCE for value in obtained.values()):
         return ""
     shares = ", ".join(f"{100 * value:.0f} % of {kind}" for kind, value in obtained.items())
-    return f"{100 * asked:g} % were to be reliable, and {shares} are: equal confidences are kept or left together"
+    fewer = all(value < asked + TOLERANCE for value in obtained.values())
+    why = "pixels without confidence never are" if fewer else "equal confidences are kept or left together"
+    return f"{100 * asked:g} % were to be reliable, and {shares} are: {why}"
 
 
 def trust_of(

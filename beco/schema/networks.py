@@ -39,7 +39,7 @@ class Network(Section):
     contract_dilation: bool | None = Field(
         None,
         description="the first block of a dilated stage (ResNet): true: as the stage before, false: as the stage's "
-        "others; null: false for deeplabv2 as published, else true",
+        "others; null: false for deeplabv2 as published, else true; no effect at stride 32",
     )
     multi_grid: tuple[Count, ...] | None = Field(
         None, description="factors of the last stage's dilation, block by block; published for ResNet-101: [1, 2, 4]"

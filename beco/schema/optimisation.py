@@ -76,7 +76,7 @@ class Crop(Section):
     area: tuple[Positive, Positive] = Field(
         (0.5, 0.75), description="range of the crop's share of the picture; as the official code effectively does"
     )
-    scales: list[Positive] | None = Field(
+    scales: Annotated[list[Positive], Field(min_length=1)] | None = Field(
         None, description="instead of `area`: resize by one of these, pad with void, cut a square of `size`"
     )
     long_side: tuple[Side, Side] | None = Field(

@@ -14,6 +14,8 @@ from beco.schema.stage1 import Crf
 
 def not_kept(fraction: float | None, threshold: float | None) -> str:
     """What to say of a reliable fraction or threshold that `labels.h5` cannot tell exactly; "" if it can."""
+    if threshold is not None and threshold > 0.995 + 1e-6:
+        return "confidences above 0.995 are not told apart; take 0.995, or a fraction"
     for value, steps, what in ((fraction, 20, "ranks"), (threshold, 200, "confidences")):
         if value is not None and abs(value * steps - round(value * steps)) > 1e-6:
             down = math.floor(value * steps)
@@ -49,7 +51,8 @@ class Training(Section):
     )
     reliable_threshold: Fraction | None = Field(
         None,
-        description="instead of the fraction: reliable is what has at least this confidence, in steps of 0.005",
+        description="instead of the fraction: reliable is what has at least this confidence, in steps of 0.005, "
+        "up to 0.995",
     )
     warmup: Fraction = Field(
         1 / 80,

@@ -184,6 +184,18 @@ class Config(Section):
         }
 
     @model_validator(mode="after")
+    def _what_is_frozen_knows_something(self) -> Config:
+        first = self.classifier
+        fixed = "batch_norm" if first.batch_norm == "fixed" else ""
+        key = "frozen_stages" if first.frozen_stages is not None else fixed
+        if key and first.encoder.weights is None:
+            raise ValueError(
+                f"classifier.{key}: keeps what the weights know, but classifier.encoder.weights is null; name weights, "
+                f"or leave {key} out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _irn_has_weights(self) -> Config:
         for name, recipe in self.labels.items():
             if recipe.refine == "irn" and recipe.irn.start == "encoder" and self.classifier.encoder.weights is None:

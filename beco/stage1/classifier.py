@@ -174,5 +174,6 @@ def load(path: Path) -> tuple[CamNetwork, list[str]]:
     dilate = json.loads(metadata.get("dilate", "true"))
     network = CamNetwork(encoder, int(metadata["output_stride"]), len(classes), dilate)
     encoders.prepare_backbone(network.backbone, encoder)
+    encoders.refuse_pooled(path, metadata, network.backbone)
     network.load_state_dict(state)
     return network, classes

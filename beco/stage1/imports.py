@@ -75,7 +75,7 @@ def make(
     Args:
         manifest: one split; files are matched to its ids by name, COCO's with or without prefix and zeros.
         folder: one file a picture, `.png`, `.npy` or `.pt`.
-        output: `labels.h5`, with as `pseudolabels.put` stores pictures.
+        output: `labels.h5`, as `pseudolabels.put` stores pictures.
         form: a name of `FORMATS`, or `auto` to recognise it.
         background: score of the background where files hold scores but none for it (0.25 is BECO's for IRN).
         confidence: folder of masks of trusted pixels, or of scores; without it, what `folder` tells.

@@ -1,9 +1,9 @@
 """The inter-pixel relation network: class boundaries and displacements on a frozen backbone (Ahn et al., CVPR 2019).
 
 Both branches read all stages of a backbone like the classifier's, with its weights or with those that it started from.
-As in the authors' program, the backbone learns nothing
-here and its batch norm stays in inference mode; so the branches share features but no gradients. Only the boundaries
-take part in semantic pseudo-labels; displacements tell instances apart, and are trained and kept for that.
+As in the authors' program, the backbone learns nothing here and its batch norm stays in inference mode; so the branches
+share features but no gradients. Only the boundaries take part in semantic pseudo-labels; displacements tell instances
+apart, and are trained and kept for that.
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ def starting_from(path: Path, start: str) -> tuple[IrnNetwork, dict[str, str]]:
         return _built(metadata, encoder), metadata | {"weights": str(encoders.weights_hash(encoder))}
     network = _built(metadata)
     backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    encoders.refuse_pooled(path, metadata, network.backbone)
     network.backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in backbone.items()})
     return network, metadata | {"weights": file_hash(path)}
 
@@ -191,6 +192,7 @@ def load(path: Path) -> tuple[IrnNetwork, list[str]]:
     if "mean_displacement" not in state:
         raise UserError(f"{path}: not an inter-pixel relation network; give the irn.safetensors of beco train-irn")
     network = _built(metadata)
+    encoders.refuse_pooled(path, metadata, network.backbone)
     network.load_state_dict(state)
     return network.eval(), json.loads(metadata["classes"])
 

@@ -77,6 +77,8 @@ def train(
     crf. `classifier` says which encoder the backbone is and, with `settings.start` classifier, has its weights.
     UserError if the classifier knows other classes, or a picture has no label.
     """
+    pairs = PseudoLabels(labels)
+    pairs.check()
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
     network, metadata = irn.starting_from(classifier, settings.start)
     if json.loads(metadata["classes"]) != manifest.classes:
@@ -89,7 +91,7 @@ def train(
     }
     state = fit(
         IrnTask(network, settings.radius),
-        LabelledPictures(manifest, PseudoLabels(labels), 1.0, settings.crop, mean=irn.encoder_of(metadata).mean),
+        LabelledPictures(manifest, pairs, 1.0, settings.crop, mean=irn.encoder_of(metadata).mean),
         settings.schedule,
         settings.optimiser,
         settings.seed,

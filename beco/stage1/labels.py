@@ -72,7 +72,7 @@ def from_scores(scores: np.ndarray, values: np.ndarray, probabilities: bool = Fa
     """Label by the best of (K+1, H, W) scores, and what is missing to a margin of 1 over the second best.
 
     `values` are the label values of planes 1…K; `probabilities` says that the planes sum to 1. Returns (H, W) uint8
-    and (H, W) float64 in [0, 1], see `doubt_of`: the margin is the confidence, as BECO has it. Of equal scores the
+    and (H, W) float64, see `doubt_of`: the margin is the confidence, as BECO has it. Of equal scores the
     lower plane wins, so background wins over a class.
     """
     return np.array([0, *values], np.uint8)[scores.argmax(0)], doubt_of(scores, probabilities)

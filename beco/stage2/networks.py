@@ -15,6 +15,26 @@ from beco.errors import UserError
 from beco.stage2.heads import create_head
 
 
+def backbone_of(settings: Network) -> nn.Module:
+    """The backbone, dilated as the settings say, with random weights or the library's ImageNet weights.
+
+    UserError if encoder, stride and dilation do not fit together.
+    """
+    encoder = settings.encoder
+    backbone = encoders.create_backbone(encoder, settings.output_stride)
+    if _dilates_first_blocks(settings, backbone):
+        encoders.dilate_first_blocks(backbone, encoder.name)
+    if settings.multi_grid:
+        encoders.set_multi_grid(backbone, settings.multi_grid, encoder.name)
+    stride = encoders.feature_strides(backbone)[-1]
+    if stride != settings.output_stride:
+        raise UserError(
+            f"output_stride: the features of `{encoder.name}` end at stride {stride}, not "
+            f"{settings.output_stride}; choose that stride or another encoder"
+        )
+    return backbone
+
+
 class Segmenter(nn.Module):
     """A network that takes pictures of any size and gives logits of the same size.
 
@@ -27,17 +47,8 @@ class Segmenter(nn.Module):
         encoder = settings.encoder
         self.normalise = Normalise(encoder)
         self.output_stride = settings.output_stride
-        self.backbone = encoders.create_backbone(encoder, settings.output_stride)
-        if _dilates_first_blocks(settings, self.backbone):
-            encoders.dilate_first_blocks(self.backbone, encoder.name)
-        if settings.multi_grid:
-            encoders.set_multi_grid(self.backbone, settings.multi_grid, encoder.name)
+        self.backbone = backbone_of(settings)
         strides = encoders.feature_strides(self.backbone)
-        if strides[-1] != settings.output_stride:
-            raise UserError(
-                f"output_stride: the features of `{encoder.name}` end at stride {strides[-1]}, not "
-                f"{settings.output_stride}; choose that stride or another encoder"
-            )
         self.decoder = create_head(settings, encoders.feature_channels(self.backbone), strides, classes + 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -142,11 +142,12 @@ def load(path: Path) -> tuple[list[Segmenter], list[str]]:
     settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
     classes = json.loads(metadata["classes"])
     networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
+    encoders.refuse_pooled(path, metadata, networks[0].backbone)
     torch.nn.ModuleList(networks).load_state_dict(state)
     return [network.eval() for network in networks], classes
 
 
 def _settings(written: dict[str, Any]) -> Network:
-    """The settings in a network's file; those of a file from before there was one of them are what was built then."""
+    """The settings in a network's file; one that an older file lacks is what was built then."""
     before = {"contract_dilation": True, "embedding_channels": written["decoder_channels"]}
     return Network.model_validate(before | written)
