@@ -21,6 +21,7 @@ NETWORKS: dict[Preset, dict[str, Any]] = {
 }
 TRAININGS: dict[Preset, dict[str, Any]] = {
     "demo": {
+        "reliable_fraction": 1,
         "warmup": 0.5,
         "crop": {"size": 64, "area": [0.5, 1.0]},
         "schedule": {"steps": 900, "batch_size": 16, "precision": "bf16"},
