@@ -272,7 +272,7 @@ def test_own_files_round_trip(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
     encoders.save_network(network, tmp_path / "n.safetensors", {"classes": '["é"]'})
     found, metadata = encoders.load_network(tmp_path / "n.safetensors")
-    assert metadata == {"classes": '["é"]'}
+    assert metadata == {"classes": '["é"]', "shortcuts": "unpooled"}
     assert set(found) == set(network.state_dict())
     assert all(torch.equal(value, found[key]) for key, value in network.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["n.safetensors"]

@@ -128,7 +128,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
     irn = {"beco.stage1.irn_train", "beco.stage1.irn_walk"}
     training = {"beco.stage1.classifier", "beco.stage1.cam", "beco.stage2.train", "beco.stage2.predict", *irn}
     labels = {"beco.stage1.labels", "beco.stage1.imports", "beco.evaluation.sweep"}  # the sweep makes labels, too
-    assert changed_by("stage1/labels.py", replacing("order=1", "order=0")) == labels
+    assert changed_by("stage1/labels.py", replacing("1e-12", "1e-11")) == labels
     assert changed_by("crf.py", replacing("1 - settings.gt_prob", "2 - settings.gt_prob")) == {
         *labels,
         "beco.stage2.predict",  # which may run a CRF after the networks

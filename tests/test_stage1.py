@@ -25,6 +25,7 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
+from beco.pseudolabels import MARGINS, levels_of
 from beco.sampling import Draws
 from beco.shards import shard_ids
 from beco.stage1 import cam, classifier, labels
@@ -134,9 +135,11 @@ def test_labels_from_scores_by_hand() -> None:
     assert doubt[0] == pytest.approx([0.4, 0.5, 1]) and doubt.dtype == np.float64
 
 
-def test_confidence_stays_within_zero_and_one() -> None:
-    _, doubt = labels.from_scores(np.array([[[3.0]], [[0.5]]]), np.array([1]))
-    assert doubt.tolist() == [[0]]
+def test_confidence_stays_within_zero_and_one_where_scores_do_not() -> None:
+    scores = np.array([[[3.0, 4.0, 0.2]], [[0.5, 0.5, 0.2]]])
+    _, doubt = labels.from_scores(scores, np.array([1]))
+    assert doubt.tolist() == [[-1.5, -2.5, 1]]  # which tells the first two apart
+    assert MARGINS[levels_of(doubt)].tolist() == [[1, 1, 0]]
 
 
 def test_background_plane() -> None:

@@ -106,8 +106,8 @@ def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
     [
         (
             "stage1/labels.py",
-            "order=1",
-            "order=0",
+            "1e-12",
+            "1e-11",
             FROM_CRF | {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2},
         ),
         ("stage2/recipes.py", "first.max(1)", "first.min(1)", STAGE_TWO),
