@@ -141,6 +141,7 @@ def test_the_defaults_are_the_published_values() -> None:
         ("training.crop", {"scales": [1.0], "rescale": [1, 2]}, ["training.crop", "give one of scales and rescale"]),
         ("training.optimiser.momentum", 1, ["training.optimiser.momentum", "less than 1"]),
         ("classifier.frozen_stages", -1, ["classifier.frozen_stages", "greater than or equal to 0"]),
+        ("classifier.encoder.weights", "classifier", ["classifier.encoder.weights", "cannot start from itself"]),
         ("classifier.frozen_stages", 2, ["classifier.frozen_stages", "weights is null", "leave frozen_stages out"]),
         ("classifier.batch_norm", "fixed", ["classifier.batch_norm", "weights is null", "leave batch_norm out"]),
         ("labels.crf", {"refine": "irn", "irn": {"start": "encoder"}}, ["labels.crf.irn.start", "never learns"]),

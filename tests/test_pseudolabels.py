@@ -83,7 +83,7 @@ def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
      ("reliable_fraction", 0.975, "0.05; take 0.95 or 1")],
 )  # fmt: skip
 def test_what_cannot_be_told_apart_is_refused(key: str, value: float, near: str) -> None:
-    with pytest.raises(ValueError, match=f"kept in steps of {near}"):
+    with pytest.raises(ValueError, match=f"are kept in steps of {near}"):
         Training.model_validate({key: value})
 
 

@@ -16,7 +16,7 @@ def not_kept(fraction: float | None, threshold: float | None) -> str:
     """What to say of a reliable fraction or threshold that `labels.h5` cannot tell exactly; "" if it can."""
     if threshold is not None and threshold > 0.995 + 1e-6:
         return "confidences above 0.995 are not told apart; take 0.995, or a fraction"
-    for value, steps, what in ((fraction, 20, "ranks"), (threshold, 200, "confidences")):
+    for value, steps, what in ((fraction, 20, "reliable shares"), (threshold, 200, "confidences")):
         if value is not None and abs(value * steps - round(value * steps)) > 1e-6:
             down = math.floor(value * steps)
             return f"{what} are kept in steps of {1 / steps:g}; take {down / steps:g} or {(down + 1) / steps:g}"

@@ -184,8 +184,12 @@ class Config(Section):
         }
 
     @model_validator(mode="after")
-    def _what_is_frozen_knows_something(self) -> Config:
+    def _the_classifier_starts_from_something(self) -> Config:
         first = self.classifier
+        if first.encoder.weights == "classifier":
+            raise ValueError(
+                "classifier.encoder.weights: the classifier cannot start from itself; name a file, imagenet, or null"
+            )
         fixed = "batch_norm" if first.batch_norm == "fixed" else ""
         key = "frozen_stages" if first.frozen_stages is not None else fixed
         if key and first.encoder.weights is None:
