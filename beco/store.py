@@ -70,7 +70,7 @@ class Writer:
             data=array,
             chunks=array.shape if array.size else None,
             compression="gzip" if array.size else None,
-            compression_opts=4 if array.size else None,
+            compression_opts=6 if array.size else None,
             shuffle=bool(array.size) and array.dtype.itemsize > 1,
             fletcher32=bool(array.size),
         )

@@ -139,7 +139,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
     }
     assert changed_by("engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
     assert changed_by("weights.py", replacing('"fc."', '"fcc."')) == training
-    stores = changed_by("store.py", replacing("compression_opts=4", "compression_opts=5"))
+    stores = changed_by("store.py", replacing("compression_opts=6", "compression_opts=5"))
     assert stores >= {"beco.store", "beco.stage1.cam", "beco.stage1.labels", "beco.stage2.train"}
     assert not stores & {"beco.datasets.formats", "beco.datasets.shapes"}
 
