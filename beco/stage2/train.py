@@ -129,10 +129,9 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
 
 
 def _starting_weights(network: Network, classifier: Path | None) -> str | None:
-    weights = network.encoder.weights
-    if weights == "classifier" and classifier is not None:
-        return file_hash(classifier)
-    return weights if weights in (None, "imagenet", "classifier") else file_hash(str(weights))
+    if network.encoder.weights == "classifier":
+        return file_hash(classifier) if classifier is not None else "classifier"
+    return encoders.weights_hash(network.encoder)
 
 
 def load(path: Path) -> tuple[list[Segmenter], list[str]]:
