@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from results_for_tests import make_labels, make_manifest, make_run
 from beco.config import Comparison, Training, parse_yaml, validate_config
 from beco.errors import UserError
 from beco.evaluation.comparisons import comparison_table, note, printed, sections, setting, write_comparison
+from beco.evaluation.figures import setting_curve
 from beco.evaluation.tables import LabelSource, Run, run_table
 from beco.files import read_json, write_json
 
@@ -134,6 +136,24 @@ def test_sections_of_the_report(world: Any) -> None:
     assert second["title"] == "By labels" and not second["curve"] and "svg" in second["figure"]  # IoU near borders
     assert first["vary"] == [("training.mix.probability", "probability")] and not first["published"]
     assert [row["experiment"] for row in first["rows"]] == ["half", "beco"]
+
+
+def test_a_curve_joins_only_what_has_one_recipe_and_one_label_source() -> None:
+    rows = pd.DataFrame({"x": [0.25, 0.75, 0.25, 0.75], "miou": [0.1, 0.2, 0.6, 0.5], "boundary_iou": 0.3})
+    rows = rows.assign(miou_std=float("nan"), line=["cotraining on crf"] * 2 + ["beco on crf"] * 2)
+    apart, joined = setting_curve(rows, "x"), setting_curve(rows.drop(columns="line"), "x")
+    assert apart is not None and joined is not None
+    assert "cotraining on crf, mIoU" in apart and "beco on crf, boundary IoU" in apart and " on crf" not in joined
+    assert [len(line) for line in drawn_lines(apart)] == [2] * 4 and [len(line) for line in drawn_lines(joined)] == [
+        4
+    ] * 2
+
+
+def drawn_lines(svg: str) -> list[list[str]]:
+    """Horizontal places of the points of each curve of a plot; error bars, which stay at one place, are none."""
+    tags = [tag for tag in re.findall("<path[^>]*>", svg) if "clip-path" in tag and "stroke: #" in tag]
+    places = [re.findall(r"[ML] (\S+)", tag) for tag in tags]
+    return [points for points in places if len(set(points)) > 1]
 
 
 def test_an_experiment_without_a_run(world: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from skimage.transform import resize
 from torch.nn import functional as F
 
-from beco.stage1.placing import cell_sides, grid, placed, upsampled
+from beco.stage1.placing import cell_sides, covering, grid, placed, upsampled
 
 SIZES = [(64, 96), (375, 500), (333, 500), (75, 61), (17, 33)]
 
@@ -28,6 +28,17 @@ def test_an_edge_of_half_a_plane_stays_where_it_is(size: tuple[int, int], stride
         assert along == pytest.approx(np.clip(np.arange(count), (stride - 1) / 2, last), abs=1e-3)
         edge = count // 2
         assert ((along > edge - 0.5) == (np.arange(count) >= edge))[stride:-stride].all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_for_a_browser_cover_the_picture_exactly(size: tuple[int, int]) -> None:
+    """Cells that hold their centre's column; stretched over the picture, each lies where its value says."""
+    rows, columns = grid(*size, 8)
+    made = (np.arange(columns) + 0.5) * 8
+    found = covering(np.tile(made, (1, rows, 1)), size)
+    stretched = (np.arange(columns) + 0.5) * size[1] / columns
+    assert found.shape == (1, rows, columns)
+    assert found[0, 0] == pytest.approx(np.clip(stretched, made[0], made[-1]), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -121,7 +121,10 @@ def sections(
         varied = (
             comparison.vary[0] if len(comparison.vary) == 1 and ours[comparison.vary[0]].map(_is_number).all() else None
         )
-        figure = figures.setting_curve(ours, varied, f", {name}") if varied else _near_borders(comparison, runs, name)
+        if varied:
+            figure = figures.setting_curve(ours.assign(line=_lines(ours, runs)), varied, f", {name}")
+        else:
+            figure = _near_borders(comparison, runs, name)
         found.append(
             {
                 "name": name,
@@ -135,6 +138,12 @@ def sections(
             }
         )
     return found
+
+
+def _lines(rows: pd.DataFrame, runs: list[Run]) -> list[str]:
+    """Recipe and labels of each experiment: what a curve over a setting must not join."""
+    recipes = {run.experiment: run.training().get("recipe", "") for run in runs}
+    return [f"{recipes[name]} on {labels}" for name, labels in zip(rows["experiment"], rows["labels"], strict=True)]
 
 
 def _is_number(value: Any) -> bool:

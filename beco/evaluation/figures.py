@@ -223,19 +223,28 @@ def sweep_curves(swept: pd.DataFrame) -> str | None:
 
 
 def setting_curve(rows: pd.DataFrame, name: str, of: str = "") -> str | None:
-    """mIoU and boundary IoU of experiments (`rows` of a comparison) against the setting in column `name`."""
+    """mIoU and boundary IoU of experiments (`rows` of a comparison) against the setting in column `name`.
+
+    Experiments that differ in column `line`, where there is one, have lines of their own: to join them would draw what
+    is between a recipe and another.
+    """
     shown = rows.assign(value=rows[name].astype(float)).dropna(subset=["value", "miou"])
-    shown = shown.sort_values("value", kind="stable")
     if shown["value"].nunique() < 2:
         return None
+    several = "line" in shown and shown["line"].nunique() > 1
+    groups = [(f"{found}, ", group) for found, group in shown.groupby("line", sort=False)] if several else [("", shown)]
 
     def draw(figure: Figure, axis: Axes) -> None:
-        for index, (key, label) in enumerate({"miou": "mIoU", "boundary_iou": "boundary IoU"}.items()):
-            spread = 100 * shown["miou_std"].fillna(0) if key == "miou" else None
-            axis.errorbar(
-                shown["value"], 100 * shown[key], spread, color=COLOURS[index], marker=MARKERS[index], markersize=5,
-                linestyle=["-", "--"][index], capsize=3, label=label,
-            )  # fmt: skip
+        for index, (prefix, group) in enumerate(groups):
+            line = group.sort_values("value", kind="stable")
+            for row, (number, label) in enumerate({"miou": "mIoU", "boundary_iou": "boundary IoU"}.items()):
+                spread = 100 * line["miou_std"].fillna(0) if number == "miou" else None
+                look = index if several else row
+                axis.errorbar(
+                    line["value"], 100 * line[number], spread, color=COLOURS[look % len(COLOURS)],
+                    marker=MARKERS[look % len(MARKERS)], markersize=5, linestyle=["-", "--"][row], capsize=3,
+                    label=f"{prefix}{label}",
+                )  # fmt: skip
         axis.set(xlabel=name, ylabel="evaluation split (%)")
         axis.set_xticks(sorted(set(shown["value"])))
         legend(figure, axis)

@@ -27,6 +27,7 @@ from beco.evaluation.layers import (
 from beco.evaluation.metrics import VOID
 from beco.evaluation.tables import LabelSource, Run, percent, read_csv
 from beco.pseudolabels import PseudoLabels
+from beco.stage1.placing import covering
 from beco.store import Store
 
 MOST_CAMS = 4
@@ -234,7 +235,9 @@ def _truth_layers(truth: np.ndarray | None, image_id: str) -> list[Layer]:
 def _cam_layers(store: Store, manifest: Manifest, image_id: str) -> list[Layer]:
     """Heat maps of the first classes."""
     values = [int(value) for value in np.atleast_1d(store.attribute("cam", image_id, "classes"))]
-    planes = list(zip(values, store.get("cam", image_id), strict=True))[:MOST_CAMS]
+    made_with = store.attributes.get("cam", {})
+    maps = covering(store.get("cam", image_id)[:MOST_CAMS], manifest.size(image_id), made_with.get("resize"))
+    planes = list(zip(values, maps, strict=False))
     names = [manifest.classes[value - 1] for value, _ in planes]
     return [
         heat_layer(f"cam {rank}", f"CAM {name}", f"activation map of {name}", plane)

@@ -63,6 +63,17 @@ def upsampled(cam: np.ndarray, height: int, width: int, resize: int | None = Non
     return np.stack(planes).astype(np.float32) if planes else np.zeros((0, height, width), np.float32)
 
 
+def covering(cam: np.ndarray, picture: tuple[int, int], resize: int | None = None) -> np.ndarray:
+    """Maps (K, h, w) of a picture of size (height, width) -> as many cells, float32, that cover it exactly.
+
+    This is what may be stretched over the picture by something that knows nothing of cells, such as a browser.
+    """
+    size = cam.shape[1], cam.shape[2]
+    tall, wide = cell_sides(size, picture, resize)
+    sides = tall * size[0] / picture[0], wide * size[1] / picture[1]
+    return np.asarray(placed(torch.from_numpy(cam.astype(np.float32)), size, sides).numpy())
+
+
 def _neighbours(
     count: int, cells: int, side: float, mirrored: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
