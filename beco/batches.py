@@ -16,21 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beco.cells import fitted_size
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.ordered import in_order
 
 AHEAD = 2  # batches that are read while one is worked on; bounds the memory
-
-
-def fitted_size(height: int, width: int, resize: int | None, squeeze: int | None = None) -> tuple[int, int]:
-    """Height and width with the long side set to `resize`, or both to `squeeze`; unchanged if both are None."""
-    if squeeze is not None:
-        return squeeze, squeeze
-    if resize is None:
-        return height, width
-    factor = resize / max(height, width)
-    return max(round(height * factor), 1), max(round(width * factor), 1)
 
 
 def size_batches(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beco.batches import fitted_size
+from beco.cells import fitted_size
 from beco.config import Encoder, Irn
 from beco.errors import UserError
 from beco.sampling import Draws

@@ -13,7 +13,8 @@ from test_config import changed, refusal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.batches import fitted_size, size_batches
+from beco.batches import size_batches
+from beco.cells import fitted_size
 from beco.config import InferenceCrf, Prediction
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png, write_index_png

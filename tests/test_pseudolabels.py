@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from beco import crf
+from beco.cells import upsampled
 from beco.config import Crf, Labels, Training
 from beco.errors import UserError
 from beco.pseudolabels import LEVELS, MARGINS, UNCERTAIN, Picture, PseudoLabels, doubt_of, levels_of, put
 from beco.stage1 import labels as stage
 from beco.stage1.foreign_formats import Scores, settled
-from beco.stage1.placing import upsampled
 from beco.store import create
 
 FRACTIONS = [step / 20 for step in range(21)]

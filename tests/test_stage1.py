@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beco import crf, encoders, store
-from beco.batches import fitted_size, size_batches
+from beco.batches import size_batches
+from beco.cells import fitted_size, upsampled
 from beco.config import Cam, Classifier, Encoder, Labels, Shapes
 from beco.config import Crf as CrfSettings
 from beco.datasets import manifest as manifests
@@ -30,7 +31,6 @@ from beco.sampling import Draws
 from beco.shards import shard_ids
 from beco.stage1 import cam, classifier, labels
 from beco.stage1.classifier import CamNetwork, ClassifierTask
-from beco.stage1.placing import upsampled
 from beco.store import Store
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})

@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 
 from beco import pseudolabels, store
 from beco.augment import LabelledPictures
+from beco.cells import upsampled
 from beco.config import Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN, PseudoLabels
-from beco.stage1.placing import upsampled
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
 

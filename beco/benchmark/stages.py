@@ -21,6 +21,7 @@ from beco.augment import LabelledPictures
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
 from beco.benchmark.process import IMPORTS, start_up
+from beco.cells import upsampled
 from beco.config import Cam, Crf, Crop, Encoder, Irn, Labels
 from beco.datasets.shapes_drawing import draw_picture
 from beco.evaluation.borders import near_border
@@ -30,7 +31,6 @@ from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage
 from beco.stage1.classifier import CamNetwork
 from beco.stage1.irn_walk import walk
-from beco.stage1.placing import upsampled
 
 CLASSES = 20
 PLANES = 2  # class maps of a picture

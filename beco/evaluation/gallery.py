@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from beco.cells import covering
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.evaluation.layers import (
@@ -27,7 +28,6 @@ from beco.evaluation.layers import (
 from beco.evaluation.metrics import VOID
 from beco.evaluation.tables import LabelSource, Run, percent, read_csv
 from beco.pseudolabels import PseudoLabels
-from beco.stage1.placing import covering
 from beco.store import Store
 
 MOST_CAMS = 4

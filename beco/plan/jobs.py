@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from beco.batches import fitted_size
 from beco.benchmark.presets import Setting
+from beco.cells import fitted_size
 from beco.config import Config, Experiment, Labels
 from beco.engine import total_steps
 from beco.plan import networks, room

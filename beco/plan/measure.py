@@ -22,6 +22,7 @@ from beco.benchmark import stages
 from beco.benchmark.presets import Setting
 from beco.benchmark.process import IMPORTS, start_up
 from beco.benchmark.training import prepare
+from beco.cells import upsampled
 from beco.config import Classifier, Config, Irn, Labels, Shapes
 from beco.datasets import palette, shapes
 from beco.engine import Compute, choose_device
@@ -34,7 +35,6 @@ from beco.plan.rates import Point, Rates, key
 from beco.stage1 import labels as labelling
 from beco.stage1.classifier import ClassifierTask
 from beco.stage1.irn_train import IrnTask
-from beco.stage1.placing import upsampled
 
 Task = Callable[[], object]
 SECONDS = 1.0  # of each measurement, or one call

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from beco import encoders, store
 from beco.batches import size_batches
+from beco.cells import STRIDE, grid
 from beco.config import Cam
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
@@ -17,7 +18,7 @@ from beco.errors import UserError
 from beco.files import file_hash
 from beco.shards import shard_ids
 from beco.stage1 import classifier as classifiers
-from beco.stage1.placing import STRIDE, grid, placed
+from beco.stage1.placing import placed
 
 
 def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path) -> None:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import softmax
 
+from beco.cells import STRIDES, grid, upsampled
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_palette
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN
 from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary
 from beco.stage1.labels import from_scores, share_of_maximum, with_background
-from beco.stage1.placing import STRIDES, grid, upsampled
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
 SAMPLE = 16

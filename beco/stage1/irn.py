@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from beco import encoders
 from beco.augment import Normalise
+from beco.cells import STRIDE, grid
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import file_hash
-from beco.stage1.placing import STRIDE, grid
 
 STARTED_FROM = ("encoder", "output_stride", "dilate", "start", "weights")
 """What the metadata of a network says of its backbone."""

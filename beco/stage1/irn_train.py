@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from beco import encoders
 from beco.augment import LabelledPictures, unit_range
 from beco.batches import size_batches
+from beco.cells import STRIDE, grid
 from beco.config import Irn
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device, fit
@@ -21,7 +22,6 @@ from beco.sampling import Draws, mixed_seed
 from beco.stage1 import irn
 from beco.stage1.irn import MOST_PIXELS, TOGETHER, IrnNetwork
 from beco.stage1.irn_pairs import losses, pixel_pairs
-from beco.stage1.placing import STRIDE, grid
 
 
 class IrnTask(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from beco import store
 from beco.batches import size_batches
+from beco.cells import cell_sides
 from beco.config import Irn
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
@@ -25,7 +26,7 @@ from beco.shards import shard_ids
 from beco.stage1 import irn
 from beco.stage1.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.irn_pairs import pixel_pairs
-from beco.stage1.placing import cell_sides, placed
+from beco.stage1.placing import placed
 from beco.store import Store
 
 

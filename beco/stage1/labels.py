@@ -9,13 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from beco import crf, store
+from beco.cells import upsampled
 from beco.config import Labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.files import file_hash
 from beco.pseudolabels import UNCERTAIN, doubt_of, put
 from beco.shards import shard_ids
-from beco.stage1.placing import upsampled
 from beco.store import Store
 
 
