@@ -17,6 +17,7 @@ from beco import schema
 from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
+from beco.text import read_text
 
 __all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
@@ -96,14 +97,14 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
     if text is None:
         return validate(model, {}, where)
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
-        where, text = text, _text(Path(text))
+        where, text = text, read_text(Path(text), "save it as such")
     return validate(model, parse_yaml(text, where), where)
 
 
 def read_config(source: str, is_file: bool) -> Config:
     """Read and check a whole configuration from a file, or from YAML or JSON text."""
     where = source if is_file else "--settings"
-    return validate_config(parse_yaml(_text(Path(source)) if is_file else source, where), where)
+    return validate_config(parse_yaml(read_text(Path(source), "save it as such") if is_file else source, where), where)
 
 
 def read_config_files(paths: list[Path], over: list[str]) -> Config:
@@ -113,7 +114,7 @@ def read_config_files(paths: list[Path], over: list[str]) -> Config:
     """
     values: dict[str, Any] = {}
     for path in paths:
-        found = parse_yaml(_text(path), str(path))
+        found = parse_yaml(read_text(path, "save it as such"), str(path))
         values = _over(values, found) if isinstance(found, dict) else validate(Config, found, str(path)).model_dump()
     for entry in over:
         key, equals, text = entry.partition("=")
@@ -133,21 +134,14 @@ def _over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **both}
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not text in UTF-8; save it as such") from error
-
-
 def parse_yaml(text: str, where: str) -> Any:
     """The values of YAML text, {} for none; a key that comes twice in one place is an error, unlike in PyYAML."""
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # what PyYAML makes of `!!int ""`
+        raise UserError(f"{where}: not valid YAML (a value is not what its !!tag says); take the tag out") from error
     except RecursionError as error:
         raise UserError(f"{where}: not valid YAML (nested too deeply); mend it") from error
     return {} if values is None else values

@@ -26,6 +26,7 @@ from beco.datasets.manifest import Manifest
 from beco.encoders import create_backbone, prepare_backbone
 from beco.errors import UserError
 from beco.files import whole
+from beco.text import breaks_lines
 
 NAME = "pictures"
 """`dataset.name` of every project: its results lie in `<project>/results/pictures`."""
@@ -228,6 +229,8 @@ def refuse_unusable(project: Path, *paths: Path | str | None) -> None:
     for path in (project, *paths):
         if path is not None and set(str(Path(path).absolute())) & set("{}"):
             raise UserError(f"{path}: braces in a name mean something to Snakemake; rename the folder")
+        if path is not None and breaks_lines(str(Path(path).absolute())):
+            raise UserError(f"{str(path)!a}: a name with a line break or such is no use in a shell; choose another")
 
 
 def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, begin: Start) -> Config:

@@ -17,6 +17,8 @@ from corpus_inputs import (
     as_mask,
     as_picture,
     cell,
+    cells,
+    coco,
     eps,
     folder,
     foreign,
@@ -29,6 +31,7 @@ from corpus_inputs import (
     picture,
     png_header,
     prediction,
+    renamed,
     replaced,
     table,
     text,
@@ -83,6 +86,15 @@ def listed(*names: str) -> Callable[[Path], None]:
     return check
 
 
+def classes_found(*names: str) -> Callable[[Path], None]:
+    def check(at: Path) -> None:
+        from beco.datasets import manifest
+
+        assert manifest.read(at / "out" / "new.csv", at / "data").classes == list(names)
+
+    return check
+
+
 def scored(at: Path) -> None:
     assert (at / "out" / "scores" / "metrics.json").is_file()
 
@@ -132,10 +144,10 @@ CASES = [
     # lists
     Case("list with Windows line ends and a BOM", train_list(b"\xef\xbb\xbfa\r\nb\r\n"), accepted=listed("a", "b")),
     Case("list with blank lines", train_list("\n\na\n \nb\n\n"), accepted=listed("a", "b")),
-    Case("list in UTF-16", train_list("a\nb\n".encode("utf-16")), ("train.txt", "cannot be read as text", "copy it")),
+    Case("list in UTF-16", train_list("a\nb\n".encode("utf-16")), ("train.txt", "UTF-16", "save it")),
     Case("`..` in a list", train_list("..\nb\n"), ("train.txt", "no name of a picture", "write the file's name")),
     Case("path out of the folder in a list", train_list("../../secret.jpg x\n"), ("secret.xml", "no such annotation")),
-    Case("list that is a link to itself", loop("data/ImageSets/Segmentation/train.txt"), ("train.txt", "no such list")),
+    Case("list that is a link to itself", loop("data/ImageSets/Segmentation/train.txt"), ("train.txt", "symbolic")),
     # annotations
     Case("XML of no bytes", xml(""), ("a.xml", "not readable as XML", "copy it again")),
     Case("XML with a billion laughs", xml(f"{BOMB}]><annotation><object><name>&j;</name></object></annotation>"),
@@ -151,6 +163,45 @@ CASES = [
     Case("class name in other capitals", xml("<annotation><object><name>Cat</name></object></annotation>"),
          ("a.xml", "unknown class `Cat`", "did you mean `cat`?")),
     Case("class that only validation shows", lambda at: lists(at / "data", train="b\n"), accepted=listed("b")),
+    Case("XML that declares an unknown encoding", xml('<?xml version="1.0" encoding="nothing"?><annotation/>'),
+         ("a.xml", "not readable as XML", "copy it again")),
+    Case("object called background", xml("<annotation><object><name>background</name></object></annotation>"),
+         ("a.xml", "label 0", "leave it out")),
+    Case("picture called .JPG", renamed("data/JPEGImages/a.jpg", "data/JPEGImages/a.JPG"),
+         ("a.jpg", "there is a.JPG", "rename it to a.jpg")),
+    Case("mask called .PNG", renamed("data/SegmentationClass/a.png", "data/SegmentationClass/a.PNG"),
+         ("a.png", "there is a.PNG", "rename it to a.png")),
+    Case("list in UTF-16 without a BOM", train_list("a\nb\n".encode("utf-16-le")), ("train.txt", "UTF-16", "save it")),
+    # own labels
+    Case("names with commas", cells("cat, dog", "dog", "cat"), ("labels.csv: line 2", "write cat;dog"), "folder"),
+    Case("names with spaces", cells("cat dog", "dog", "cat"), ("labels.csv: line 2", "write cat;dog"), "folder"),
+    Case("JSON for names", cells('{"choices":["cat","dog"]}', "dog", "cat"), ("line 2", "write cat;dog"), "folder"),
+    Case("tuple for names", cells("('cat','dog')", "dog", "cat"), ("line 2", "write cat;dog"), "folder"),
+    Case("nan for no name", cells("nan", "dog", "cat"), ("line 2", "leave the cell empty"), "folder"),
+    Case("background among names", cells("cat;background", "dog", "cat"), ("line 2", "leave it out"), "folder"),
+    Case("list of names nested 5,000 deep", cells("[" * 5000 + "]" * 5000, "dog", "cat"), ("line 2", "not a list"),
+         "folder"),
+    Case("names in Unicode's two forms", cells("Ba\u0308r", "dog", "B\u00e4r"), command="folder",
+         accepted=classes_found("B\u00e4r", "dog")),
+    Case("own labels in UTF-16 without a BOM", text("labels.csv", "image,cat\na.jpg,1\n".encode("utf-16-le")),
+         ("labels.csv", "UTF-16", "CSV UTF-8"), "folder"),
+    Case("backslash in a name", text("labels.csv", "image,cat\na.jpg,1\nv.jpg,1\nsub\\b.jpg,1\n"),
+         ("labels.csv: line 4", "backslash", "write /"), "folder"),
+    # COCO
+    Case("COCO without annotations", coco(lambda c: c.update(annotations=[])), ("instances_train.json", "is empty"),
+         "coco"),
+    Case("COCO with a category for background", coco(lambda c: c["categories"].append({"id": 0, "name": "background"})),
+         ("instances_train.json", "label 0", "dataset.classes: [cat, dog]"), "coco"),
+    Case("COCO with a category without a name", coco(lambda c: c["categories"][0].update(name="")),
+         ("instances_train.json", "no name"), "coco"),
+    Case("COCO with a backslash in a name", coco(lambda c: c["images"][0].update(file_name="sub\\a.jpg")),
+         ("instances_train.json", "backslash", "write /"), "coco"),
+    Case("COCO with a name that leaves the root", coco(lambda c: c["images"][0].update(file_name="../../a.jpg")),
+         ("instances_train.json", "inside dataset.root"), "coco"),
+    Case("COCO with a number of 400 digits", coco(lambda c: c["annotations"][0]["segmentation"][0].append(10**399)),
+         ("instances_train.json", "not pairs of numbers"), "coco"),
+    Case("COCO nested 100,000 deep", text("data/annotations/instances_train.json", "[" * 100_000),
+         ("instances_train.json", "not readable as JSON", "copy it again"), "coco"),
     # masks
     Case("mask of no bytes", text("data/SegmentationClass/a.png", b""), ("a.png", "truncated or damaged")),
     Case("mask of 16 bits", as_mask(lambda: Image.fromarray(np.ones(SIZE, np.uint16))), ("a.png", "I;16", "8-bit")),
@@ -166,13 +217,13 @@ CASES = [
     Case("manifest with Windows line ends", table(lambda b: b.replace(b"\n", b"\r\n")), command="evaluate",
          accepted=scored),
     Case("manifest with semicolons", table(lambda b: b.replace(b",", b";")), ("m.csv", "lacks the column"), "evaluate"),
-    Case("manifest in UTF-16", table(lambda b: b.decode().encode("utf-16")), ("m.csv", "not readable as CSV"),
+    Case("manifest in UTF-16", table(lambda b: b.decode().encode("utf-16")), ("m.csv", "UTF-16", "save it"),
          "evaluate"),
     Case("manifest with a row too long", table(lambda b: b + b"x,val,x.jpg,,1,1,1,1,1,1,1\n"),
          ("m.csv", "not readable as CSV", "mend it"), "evaluate"),
     Case("manifest with a row too short", table(lambda b: b + b"x,val,x.jpg\n"), ("m.csv", "width", "line 5"),
          "evaluate"),
-    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "not readable as CSV"), "evaluate"),
+    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "directory", "check the path"), "evaluate"),
     Case("manifest with a column twice", table(lambda b: b.replace(b"cat,dog", b"cat,cat")),
          ("m.csv", "two columns cat", "keep one"), "evaluate"),
     Case("width NaN", cell("width", "nan"), ("m.csv", "width is `nan` in line 2", "write a whole number"), "evaluate"),
@@ -239,6 +290,9 @@ CASES = [
 
 ELSEWHERE = [
     ("JPEG cut at any byte", "test_corpus.py"),
+    ("cells of own labels, splits, 0/1 and UTF-16", "test_sheet.py"),
+    ("files of another suffix or case, ids of VOC's lists", "test_voc_names.py"),
+    ("COCO's categories, names, turned pictures, odd values", "test_coco_lists.py"),
     ("EXIF orientations 1 to 8, broken EXIF, a mask drawn on the picture as stored", "test_exif.py"),
     ("missing pictures, lists, annotations and masks; empty lists; ids twice; a picture in train and val",
      "test_datasets.py"),

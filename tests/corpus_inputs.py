@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -46,6 +50,9 @@ def sound(folder: Path) -> None:
     for name, split, cat in (("a", "train", 1), ("b", "train", 0), ("v", "val", 1)):
         table.append(f"{name},{split},JPEGImages/{name}.jpg,SegmentationClass/{name}.png,24,16,{cat},{1 - cat}")
     (folder / "m.csv").write_text("\n".join([*table, ""]))
+    (folder / "labels.csv").write_text("image,labels\na.jpg,cat\nb.jpg,dog\nv.jpg,cat\n")
+    coco_list(folder, "train", a=1, b=2)
+    coco_list(folder, "val", v=1)
     with create(folder / "labels.h5", labels={}, cams={}, classes=CLASSES) as writer:
         for name in ("a", "b"):
             pseudolabels.put(writer, name, np.zeros(SIZE, np.uint8), np.zeros(SIZE))
@@ -63,6 +70,26 @@ def add(data: Path, name: str, kind: str) -> None:
     write_index_png(data / "SegmentationClass" / f"{name}.png", mask)
 
 
+def coco_list(folder: Path, name: str, **shown: int) -> None:
+    """A list in COCO layout of pictures that are there in VOC's, each with one box of a category."""
+    (folder / "data" / name).mkdir(parents=True)
+    for picture_name in shown:
+        shutil.copy(folder / "data" / "JPEGImages" / f"{picture_name}.jpg", folder / "data" / name)
+    box = [[5, 4, 12, 4, 12, 9, 5, 9]]
+    content = {
+        "images": [
+            {"id": k, "file_name": f"{file}.jpg", "height": SIZE[0], "width": SIZE[1]} for k, file in enumerate(shown)
+        ],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": kind, "segmentation": box} for k, kind in enumerate(shown.values())
+        ],
+        "categories": [{"id": k, "name": kind} for k, kind in enumerate(CLASSES, 1)],
+    }
+    path = folder / "data" / "annotations" / f"instances_{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
 def lists(data: Path, **content: str) -> None:
     folder = data / "ImageSets" / "Segmentation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +99,11 @@ def lists(data: Path, **content: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "manifest": lambda at: ["manifest", *put(at, "root", "data"), "--settings", SETTINGS, *out(at, "new.csv")],
+    "folder": lambda at: [
+        "manifest", *put(at, "root", "data/JPEGImages"), "--settings",
+        f"{{format: folder, labels: {at / 'labels.csv'}}}", *out(at, "new.csv"),
+    ],
+    "coco": lambda at: ["manifest", *put(at, "root", "data"), "--settings", "{format: coco}", *out(at, "new.csv")],
     "settings": lambda at: [
         "manifest", *put(at, "root", "data"), "--settings", settings_of(at), *out(at, "new.csv"),
     ],
@@ -158,6 +190,33 @@ def xml(content: str | bytes) -> Harm:
 
 def train_list(content: str | bytes) -> Harm:
     return text("data/ImageSets/Segmentation/train.txt", content)
+
+
+def cells(*shown: str) -> Harm:
+    """Other cells in the column `labels` of the pictures a, b and v."""
+
+    def harm(at: Path) -> None:
+        with (at / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([["image", "labels"], *zip(["a.jpg", "b.jpg", "v.jpg"], shown, strict=True)])
+
+    return harm
+
+
+def coco(change: Callable[[dict[str, Any]], Any], *names: str) -> Harm:
+    """A change of the lists in COCO layout, of training alone unless others are named."""
+
+    def harm(at: Path) -> None:
+        for name in names or ("train",):
+            path = at / "data" / "annotations" / f"instances_{name}.json"
+            content = json.loads(path.read_text())
+            change(content)
+            path.write_text(json.dumps(content))
+
+    return harm
+
+
+def renamed(name: str, other: str) -> Harm:
+    return lambda at: (at / name).rename(at / other) and None
 
 
 def yaml(content: str | bytes) -> Harm:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from coco_sets import CORNER, LEFT, LISTS, SIZE, TOP, build, instance, write_set
 from conftest import ROOT, Checkout
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle_masks
 
 from beco.config import Coco, validate_config
-from beco.datasets import coco, manifest
+from beco.datasets import coco, instances, manifest, outlines
 from beco.datasets.palette import read_index_png
 from beco.datasets.shapes import CLASSES
 from beco.datasets.shapes_drawing import draw_picture
@@ -26,32 +27,7 @@ from beco.evaluation.evaluate import evaluate_predictions
 from beco.evaluation.tables import protocol_text
 from beco.files import read_json
 
-LISTS = ("train2014", "val2014")
 NAMES = ["traffic light", "dog", "cat"]
-SIZE = (4, 6)  # height, width
-LEFT = [[0, 0, 3, 0, 3, 4, 0, 4]]  # columns 0-2
-TOP = [[0, 0, 6, 0, 6, 2, 0, 2]]  # rows 0-1
-CORNER = {"size": [4, 6], "counts": [0, 1, 23]}  # the pixel at the top left
-
-
-def instance(category: int, segmentation: Any, image: int = 1, crowd: int = 0) -> dict[str, Any]:
-    return {"image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": crowd}
-
-
-def write_set(root: Path, name: str, annotations: list[dict[str, Any]], images: tuple[int, ...] = (1, 2)) -> Path:
-    """A list of pictures of `SIZE`, with ids of categories that have gaps and come in no order."""
-    entries = []
-    for number in images:
-        file = f"COCO_{name}_{number:012d}.jpg"
-        entries.append({"id": number, "file_name": file, "height": SIZE[0], "width": SIZE[1]})
-        (root / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full(SIZE, number, np.uint8)).save(root / name / file)  # grey, as some of COCO's are
-    categories = [{"id": 17, "name": "cat"}, {"id": 3, "name": "traffic light"}, {"id": 9, "name": "dog"}]
-    numbered = [{"id": 100 + k, **entry} for k, entry in enumerate(annotations)]
-    path = root / "annotations" / f"instances_{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": entries, "annotations": numbered, "categories": categories}))
-    return path
 
 
 @pytest.fixture
@@ -61,11 +37,6 @@ def root(tmp_path: Path) -> Path:
     write_set(folder, "train2014", [instance(3, LEFT), instance(17, TOP), instance(9, CORNER, crowd=1)])
     write_set(folder, "val2014", [instance(9, LEFT, 4)], (3, 4))
     return folder
-
-
-def build(root: Path, settings: Coco | None = None, classes: list[str] | None = None) -> manifest.Manifest:
-    output = root.parent / "manifest.csv"
-    return coco.build(root, *LISTS, classes, settings or Coco(), root.parent / "masks", output)
 
 
 def refusal(root: Path) -> str:
@@ -89,7 +60,7 @@ def edited(root: Path, change: Callable[[dict[str, Any]], Any]) -> str:
 def drawn(root: Path, annotations: list[dict[str, Any]], **settings: Any) -> list[list[int]]:
     """The label map of picture 1 with these annotations."""
     write_set(root, "train2014", annotations)
-    return coco.label_map(coco.read(root, "train2014"), 1, Coco(**settings)).tolist()
+    return coco.label_map(instances.read(root, "train2014"), 1, Coco(**settings)).tolist()
 
 
 # --- outlines to masks --------------------------------------------------------------------------------------
@@ -138,7 +109,7 @@ def test_outlines_without_area_draw_nothing(root: Path, caplog: pytest.LogCaptur
 def test_run_lengths_agree_with_pycocotools(rows: list[list[bool]]) -> None:
     mask = np.asfortranarray(rows, dtype=np.uint8)
     packed = rle_masks.encode(mask)
-    runs = coco.run_lengths(packed["counts"].decode())
+    runs = outlines.run_lengths(packed["counts"].decode())
     assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs), mask.ravel(order="F"))
 
 
@@ -285,7 +256,7 @@ def test_damaged_and_missing_files(root: Path) -> None:
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(root / "val2014" / "COCO_val2014_000000000004.jpg")
     assert "000000000004.jpg: is 5×5, its annotation 6×4 (width×height)" in refusal(root)
     with pytest.raises(UserError, match=r"set dataset\.root to the folder that holds annotations"):
-        coco.read(root / "nowhere", "val2014")
+        instances.read(root / "nowhere", "val2014")
 
 
 def test_lists_that_contradict_each_other(root: Path) -> None:

@@ -328,3 +328,18 @@ def test_the_identity_of_a_dataset() -> None:
     others = [Dataset(format="voc", root="b"), Dataset(format="voc", root="a", train="train_aug"), Dataset()]
     assert all(voc.identity() != other.identity() for other in others)
     assert voc.identity() == Dataset(format="voc", root="./a", name="c").identity()
+
+
+@pytest.mark.parametrize(
+    "text", ['a: !!int ""', 'a: !!float ""', "a: !!bool x", "a: !!timestamp x", "!!map [a]", "a: !!set [1]"]
+)
+def test_values_that_are_not_what_their_tag_says(text: str) -> None:
+    with pytest.raises(UserError, match=r"not valid YAML .*tag"):
+        read_settings(Dataset, text + "\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_configurations_in_utf16(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "c.yaml").write_bytes("{format: voc}\n".encode(encoding))
+    with pytest.raises(UserError, match=r"c\.yaml: not text in UTF-8 \(it looks like UTF-16\)"):
+        read_settings(Dataset, str(tmp_path / "c.yaml"))

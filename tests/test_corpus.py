@@ -78,7 +78,7 @@ def outcomes(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def test_the_sound_folder_is_accepted_by_the_commands(template: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(template, tmp_path / "at"))
-    for command in ("manifest", "evaluate", "evaluate-labels"):
+    for command in ("manifest", "folder", "coco", "evaluate", "evaluate-labels"):
         status, error = run(COMMANDS[command](folder))
         assert status == 0, error
 

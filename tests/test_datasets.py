@@ -9,64 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from voc_sets import CLASSES, SIZE, add_picture, build, refusal, set_list, small_set
 
 from beco.datasets import manifest, voc
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
 from beco.errors import Problems, UserError
 
-CLASSES = ["cat", "dog", "boat"]
-SIZE = (12, 20)  # height, width: unequal, so that a swap shows
-
-
-def add_picture(root: Path, name: str, objects: list[str], masks: str | None = "SegmentationClass") -> None:
-    """One picture with its XML and (unless None) a mask that shows the first object's class and 255."""
-    rng = np.random.default_rng(len(name))
-    for folder in ("JPEGImages", "Annotations"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
-    items = "".join(
-        f"<object><name>{item}</name><difficult>1</difficult><part><name>head</name></part></object>"
-        for item in objects
-    )
-    (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{items}</annotation>")
-    if masks:
-        mask = np.zeros(SIZE, np.uint8)
-        mask[2:6, 3:9] = CLASSES.index(objects[0]) + 1
-        mask[6, 3:9] = 255
-        write_index_png(root / masks / f"{name}.png", mask)
-
-
-def set_list(root: Path, name: str, lines: list[str]) -> None:
-    path = root / "ImageSets" / "Segmentation" / f"{name}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*lines, ""]))
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures for training, one for validation."""
-    folder = tmp_path / "VOC2012"
-    add_picture(folder, "000001", ["cat", "boat", "cat"])
-    add_picture(folder, "000002", ["dog"])
-    add_picture(folder, "000003", ["boat"])
-    set_list(folder, "train", ["000001", "000002"])
-    set_list(folder, "val", ["000003"])
-    return folder
-
-
-def build(root: Path, train: str = "train", val: str = "val") -> manifest.Manifest:
-    return voc.build(root, train, val, CLASSES, root.parent / "manifest.csv")
-
-
-def refusal(root: Path, **lists: str) -> str:
-    """The one line that `build` refuses with; no manifest may be left behind."""
-    with pytest.raises(UserError) as caught:
-        build(root, **lists)
-    assert not (root.parent / "manifest.csv").exists()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return small_set(tmp_path)
 
 
 def test_masks_annotations_and_pictures_are_told_together(root: Path) -> None:
@@ -156,6 +108,8 @@ def test_rows_without_a_mask(root: Path) -> None:
         ("cat", "", "cat is `` in line 2"),
         ("width", "-3", "width is `-3` in line 2"),
         ("width", "1.5", "width is `1.5` in line 2"),
+        ("width", "1e300", "width is `1e300` in line 2"),
+        ("width", "1" * 400, "width is `1+…` in line 2"),
         ("split", "", "empty split in line 2"),
     ],
 )
@@ -179,6 +133,23 @@ def test_manifests_that_are_not(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("image_id,split,image,mask,width,height,cat\n")
     with pytest.raises(UserError, match="lists no pictures"):
         manifest.read(tmp_path / "m.csv", tmp_path)
+
+
+def test_manifests_with_a_column_too_long_or_without_a_name(tmp_path: Path) -> None:
+    for name, match in (("c" * 200_000, "not readable as CSV"), ("", "a column without a name")):
+        (tmp_path / "m.csv").write_text(f"image_id,split,image,mask,width,height,cat,{name}\na,train,a.jpg,,1,1,1,1\n")
+        with pytest.raises(UserError, match=match):
+            manifest.read(tmp_path / "m.csv", tmp_path)
+
+
+def test_what_cannot_be_read_back_is_not_left_behind(root: Path) -> None:
+    table = build(root).table.reset_index()
+    before = (root.parent / "manifest.csv").read_bytes()
+    table.loc[0, "image"] = "../../a.jpg"
+    with pytest.raises(UserError, match=r"manifest\.csv: image is `../../a.jpg` in line 2"):
+        manifest.save(table, root.parent / "manifest.csv", root)
+    assert (root.parent / "manifest.csv").read_bytes() == before
+    assert not list(root.parent.glob(".*manifest*"))
 
 
 def test_all_problems_are_told_at_once_but_not_more_than_twenty() -> None:

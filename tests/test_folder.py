@@ -247,7 +247,7 @@ def test_everything_wrong_is_told_at_once(root: Path) -> None:
         (["image,labels", "c.jpg,[cat]", "d.bmp,cat", "e.tif,cat"], {}, ["line 2", "not a list of names"]),
         (["image,cat,cat", "c.jpg,1,1", "d.bmp,1,1"], {}, ["column `cat` comes 2 times"]),
         ([",image,cat", "0,c.jpg,1", "1,d.bmp,1"], {}, ["a column has no name", "index=False"]),
-        (["image,background", "c.jpg,1", "d.bmp,1"], {}, ["background is reserved"]),
+        (["image,background", "c.jpg,1", "d.bmp,1"], {}, ["background is label 0", "leave it out"]),
         (["image,cat,split", "c.jpg,1,train", "d.bmp,1,test"], {}, ["line 3", "split is `test`"]),
         (["image,cat,split", "c.jpg,1,train", "d.bmp,1,train"], {}, ["no val picture"]),
         (["image,cat,split", "c.jpg,0,train", "d.bmp,1,val"], {}, ["no training picture shows `cat`"]),
@@ -271,7 +271,7 @@ def test_a_root_that_is_no_folder(root: Path) -> None:
 def test_other_encodings_are_refused(root: Path) -> None:
     (root.parent / "latin.csv").write_bytes("image,größe\nc.jpg,1\n".encode("latin-1"))
     (line,) = refusal(root, "unused", labels=str(root.parent / "latin.csv"))
-    assert "not UTF-8" in line and "save it as `CSV UTF-8`" in line
+    assert "not text in UTF-8" in line and "save it as `CSV UTF-8`" in line
 
 
 def test_254_classes_and_no_more(root: Path) -> None:

@@ -177,6 +177,10 @@ def test_what_init_refuses(own: Path, tmp_path: Path) -> None:
         init(own, val_share=1.5)
     with pytest.raises(UserError, match="braces in a name"):
         cli.init(tmp_path / "{a}", own / "my pictures", own / "labels.csv")
+    for name in ("a\nb", "a\x1b[31mb", "a\u2028b"):
+        with pytest.raises(UserError, match="line break") as caught:
+            cli.init(tmp_path / name, own / "my pictures", own / "labels.csv")
+        assert str(caught.value).isprintable()
     (own / "my pictures" / "02.jpg").unlink()
     with pytest.raises(UserError, match=r"02\.jpg: no such picture"):
         init(own)

@@ -15,7 +15,6 @@ import hashlib
 import logging
 import os
 import posixpath
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ import pandas as pd
 from PIL import Image
 
 from beco.datasets import manifest
+from beco.datasets.classes import check_classes, tell
 from beco.datasets.manifest import Manifest
+from beco.datasets.paths import alike, composed, image_id, missing, unusable
 from beco.datasets.sheet import Row, Sheet, read_sheet
 from beco.errors import UserError
-
-LONGEST_ID = 200  # bytes; with suffixes and temporary names it must stay below the 255 of most file systems
 
 logger = logging.getLogger("beco")
 
@@ -77,10 +76,10 @@ def build(
     sheet = read_sheet(Path(labels), classes)
     try:
         if sheet.classes:  # none at all is told by the sheet
-            manifest.check_classes(sheet.classes)
+            check_classes(sheet.classes, "dataset.classes" if classes else f"{sheet.path}")
     except UserError as error:
         sheet.problems.append(str(error))
-    listing = {_composed(path): path for path in _files(root)}
+    listing = {composed(path): path for path in _files(root)}
     entries = _entries(sheet, listing)
     _find_masks(sheet, entries, root, None if masks is None else Path(masks))
     splits = _splits(sheet, entries, val_share)
@@ -90,9 +89,9 @@ def build(
         columns=["image_id", "split", "image", "mask", *dict.fromkeys(sheet.classes)],
     )
     table = manifest.check_and_measure(table, root, sheet.classes, sheet.problems)
-    _tell(table, sheet.classes, _unlisted(listing, entries, root, masks), root)
-    manifest.write(table, output)
-    return manifest.read(output, root)
+    tell(table, sheet.classes)
+    _tell(table, _unlisted(listing, entries, root, masks), root)
+    return manifest.save(table, output, root)
 
 
 def _cells(entry: Entry, split: str, classes: list[str]) -> dict[str, str | int]:
@@ -103,10 +102,6 @@ def _cells(entry: Entry, split: str, classes: list[str]) -> dict[str, str | int]
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
 def _files(root: Path) -> Iterator[str]:
     """Every file below `root`, as a path relative to it."""
     for folder, _, names in os.walk(root):
@@ -114,20 +109,15 @@ def _files(root: Path) -> Iterator[str]:
         yield from ((below / name).as_posix() for name in names)
 
 
-def image_id(path: str) -> str:
-    """The id of a picture from its path relative to the folder: no suffix, `__` for each `/`, NFC."""
-    return _composed("__".join(PurePosixPath(path).with_suffix("").parts))
-
-
 def _entries(sheet: Sheet, listing: dict[str, str]) -> list[Entry]:
     """The pictures of the CSV ordered by id; names that leave the folder or meet in one id are noted and left out."""
     lines: dict[str, list[int]] = defaultdict(list)
     found: dict[str, list[Entry]] = defaultdict(list)
     for row in sheet.rows:
-        path = _composed(posixpath.normpath(row.image)) if row.image else ""
-        if problem := _unusable(path, row.image):
+        if problem := unusable(composed(row.image)):
             sheet.wrong(row.line, problem)
             continue
+        path = composed(posixpath.normpath(row.image))
         if not lines[path]:
             entry = Entry(row, image_id(path), listing.get(path, path))
             found[entry.image_id].append(entry)
@@ -143,25 +133,13 @@ def _entries(sheet: Sheet, listing: dict[str, str]) -> list[Entry]:
     return [found[name][0] for name in sorted(found)]
 
 
-def _unusable(path: str, given: str) -> str:
-    """Why a picture's path cannot be used, with the mend; nothing if it can."""
-    if not given:
-        return "no image; write the picture's path in the folder"
-    if path.startswith(("/", "../")) or path == "..":
-        return f"{given} leaves the folder of the pictures; write a path inside dataset.root"
-    if path == "." or "\0" in path:
-        return f"`{given}` names no picture; write its path in the folder"
-    if len(image_id(path).encode()) > LONGEST_ID:
-        return f"{given}: the name is too long for files made from it; use at most {LONGEST_ID} bytes"
-    return ""
-
-
 # --- masks --------------------------------------------------------------------------------------------------
 
 
 def _find_masks(sheet: Sheet, entries: list[Entry], root: Path, masks: Path | None) -> None:
     """Set the mask of every entry that has one: what the CSV names, or what lies in the folder of masks."""
     base = root if masks is None else masks
+    expected = {masks / PurePosixPath(entry.image).with_suffix(".png") for entry in entries} if masks else set()
     for entry in entries:
         if entry.row.mask:
             path = posixpath.normpath(entry.row.mask)
@@ -172,12 +150,21 @@ def _find_masks(sheet: Sheet, entries: list[Entry], root: Path, masks: Path | No
         elif masks is not None:
             names = (PurePosixPath(entry.image).with_suffix(".png"), f"{entry.image_id}.png")
             entry.mask = next((_relative(masks / name, root) for name in names if (masks / name).is_file()), "")
+            if not entry.mask:
+                _note_misnamed(sheet, masks / names[0], expected)
     if masks is not None and entries and not any(entry.mask for entry in entries):
         example = PurePosixPath(entries[0].image).with_suffix(".png")
         sheet.problems.append(
             f"dataset.masks: {masks}: no file there has the name of a picture, such as {example}; "
             "rename the masks, or leave dataset.masks out"
         )
+
+
+def _note_misnamed(sheet: Sheet, path: Path, expected: set[Path]) -> None:
+    """Note the file that is the missing mask but for its case, unless it is another picture's."""
+    found = alike(path, (".png",))
+    if found and path.with_name(found) not in expected:
+        sheet.problems.append(f"{path}: {missing(path, 'no such mask', ('.png',))}")
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -248,12 +235,7 @@ def _unlisted(listing: dict[str, str], entries: list[Entry], root: Path, masks: 
     )
 
 
-def _tell(table: pd.DataFrame, classes: list[str], unlisted: int, root: Path) -> None:
-    for name in ("train", "val"):
-        rows = table[table["split"] == name]
-        logger.info("%s: %d pictures, %d with a mask", name, len(rows), int((rows["mask"] != "").sum()))
-    if alone := int((table[classes].sum(axis=1) == 0).sum()):
-        logger.info("%d pictures show no class: they are background throughout", alone)
+def _tell(table: pd.DataFrame, unlisted: int, root: Path) -> None:
     if unlisted:
         logger.info("%s: %d pictures are not in the CSV and left out", root, unlisted)
     if not (table["mask"] != "").any():

@@ -8,9 +8,10 @@ height`, then one 0/1 column for each foreground class; the order of those colum
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,19 +20,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beco.datasets.classes import COLUMNS
 from beco.datasets.palette import opened, read_index_png, turn_upright
 from beco.errors import Problems, UserError
 from beco.files import read_json, whole
 from beco.ordered import in_order
+from beco.text import read_text, shown
 
 log = logging.getLogger("beco")
 
-COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
 TEXT = ["image_id", "split", "image", "mask"]
 IGNORE = 255
 MOST_LINES = 20
+LONGEST_SIDE = 1_000_000
 MASK_RULE = "rule.json"
 """Beside masks that a program made: how, as text by key, to be told beside every number measured on them."""
+
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,28 @@ class Manifest:
 
 def write(table: pd.DataFrame, path: Path | str) -> None:
     """Write a table with the columns of the file (`image_id` as a column), whole or not at all."""
-    classes = [str(name) for name in table.columns if name not in COLUMNS]
     with whole(path) as temporary:
-        table[COLUMNS + classes].to_csv(temporary, index=False, lineterminator="\n")
+        _to_csv(table, temporary)
+
+
+def save(table: pd.DataFrame, path: Path | str, root: Path | str) -> Manifest:
+    """Write a table as `write` does, and return what `read` makes of it; what `read` refuses is not left at `path`."""
+    with whole(path) as temporary:
+        _to_csv(table, temporary)
+        return _checked(_read_table(temporary), path, root)
+
+
+def _to_csv(table: pd.DataFrame, path: Path) -> None:
+    classes = [str(name) for name in table.columns if name not in COLUMNS]
+    table[COLUMNS + classes].to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read(path: Path | str, root: Path | str) -> Manifest:
     """Read and check a manifest. Raises `UserError` for missing columns, wrong values and repeated ids."""
-    table = _read_table(Path(path))
+    return _checked(_read_table(Path(path)), path, root)
+
+
+def _checked(table: pd.DataFrame, path: Path | str, root: Path | str) -> Manifest:
     classes = [str(name) for name in table.columns if name not in COLUMNS]
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise UserError(f"{path}: lacks the column(s) {', '.join(missing)}; build the manifest again")
@@ -142,23 +163,23 @@ def read(path: Path | str, root: Path | str) -> Manifest:
         name = table.loc[repeated, "image_id"].iloc[0]
         raise UserError(f"{path}: image_id {name} comes twice; keep one of its rows")
     _refuse_strays(table, path)
-    table = _numbers(table, ["width", "height"], lambda n: n >= 1, "a whole number of pixels", path)
+    table = _numbers(table, ["width", "height"], lambda n: n.between(1, LONGEST_SIDE), "a whole number of pixels", path)
     table = _numbers(table, classes, lambda n: n.isin([0, 1]), "0 or 1", path)
     return Manifest(Path(root), table.set_index("image_id"), classes)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    text = read_text(path, "save it as `CSV UTF-8`", missing="no such manifest; run `beco manifest` first")
     try:
         # As text, and without guessing at missing values: ids such as 000012 or NA are ids.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream))  # pandas gives the second of two equal names another
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such manifest; run `beco manifest` first") from error
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        header = next(csv.reader(io.StringIO(text)))  # pandas gives the second of two equal names another
+    except (csv.Error, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV ({' '.join(str(error).split())}); mend it") from error
     if repeated := [name for name in header if header.count(name) > 1]:
         raise UserError(f"{path}: has two columns {repeated[0]}; keep one")
+    if "" in header:
+        raise UserError(f"{path}: has a column without a name; name it or remove it")
     return table
 
 
@@ -177,7 +198,7 @@ def _refuse_strays(table: pd.DataFrame, path: Path | str) -> None:
     ):
         if wrong.any():
             first = table.loc[wrong, column].iloc[0]
-            raise UserError(f"{path}: {column} is `{first}` in {_line(table, wrong)}; {mend}")
+            raise UserError(f"{path}: {column} is `{shown(first)}` in {_line(table, wrong)}; {mend}")
 
 
 def _numbers(
@@ -194,7 +215,7 @@ def _numbers(
         wrong = ~(valid(values) & (values % 1 == 0))
         if wrong.any():
             first = table.loc[wrong, name].iloc[0]
-            raise UserError(f"{path}: {name} is `{first}` in {_line(table, wrong)}; write {wanted}")
+            raise UserError(f"{path}: {name} is `{shown(str(first))}` in {_line(table, wrong)}; write {wanted}")
         found[name] = values.astype("int64")
     return table.assign(**found)
 
@@ -207,21 +228,12 @@ def _line(table: pd.DataFrame, where: pd.Series) -> str:
 # --- while building -----------------------------------------------------------------------------------------
 
 
-def check_classes(classes: list[str]) -> list[str]:
-    """The class names as they are; UserError if one comes twice or is reserved, or if there are too few or many."""
-    repeated = [name for name in classes if classes.count(name) > 1]
-    taken = [name for name in classes if name in COLUMNS or name == "background"]
-    if repeated:
-        raise UserError(f"dataset.classes: {repeated[0]} comes twice; name each class once")
-    if taken:
-        raise UserError(f"dataset.classes: {taken[0]} is reserved; choose another name for the class")
-    if not 1 <= len(classes) <= 254:
-        raise UserError(f"dataset.classes: {len(classes)} classes; give 1 to 254, without background")
-    return classes
-
-
 def check_and_measure(
-    table: pd.DataFrame, root: Path | str, classes: list[str], problems: Iterable[str] = ()
+    table: pd.DataFrame,
+    root: Path | str,
+    classes: list[str],
+    problems: Iterable[str] = (),
+    listed: Sequence[Size] | None = None,
 ) -> pd.DataFrame:
     """Open every picture and mask; return the table with `width` and `height`, columns in the file's order.
 
@@ -230,24 +242,20 @@ def check_and_measure(
         root: what the paths are relative to.
         classes: foreground classes in label order; masks may hold 0…K and 255.
         problems: what was found wrong before, to be told first and with the rest.
+        listed: (height, width) of each picture as its outlines have it, where masks are to be drawn of outlines.
 
-    Raises `UserError` listing these and every picture that is missing or does not decode to its end, and every mask
-    that is missing, not an index PNG, of another size than its picture, or with a value that no class has.
+    Raises `UserError` listing these and every picture that is missing, does not decode to its end or is of another size
+    than listed, and every mask that is missing, not an index PNG, of another size than its picture, or with a value
+    that no class has.
     """
-    rows = list(zip(table["image"].astype(str), table["mask"].astype(str), strict=True))
+    outlined: Sequence[Size | None] = listed or [None] * len(table)
+    rows = list(zip(table["image"].astype(str), table["mask"].astype(str), outlined, strict=True))
     check = partial(_check, Path(root), len(classes))
     found = list(in_order(check, rows, min(8, os.cpu_count() or 1), "checking pictures"))
     refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
     sizes = np.array(found, dtype=np.int64).reshape(-1, 3)
     _warn_of_turned(table["image"][sizes[:, 2] == 1])
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
-
-
-def warn_of_unseen(table: pd.DataFrame, classes: list[str]) -> None:
-    """Tell of classes that no training picture shows: nothing can learn them, and their score will be 0."""
-    shown = table.loc[table["split"] == "train", classes].sum()
-    if unseen := [name for name in classes if shown[name] == 0]:
-        log.warning("no training picture shows %s; add some, or take it off dataset.classes", ", ".join(unseen))
 
 
 def refuse(problems: Iterable[str], where: str) -> None:
@@ -284,17 +292,19 @@ def _decoded(path: Path | str) -> tuple[NDArray[np.uint8], bool]:
     raise UserError(f"{path}: holds numbers of 32 bits (mode {mode}), not colours; save it with 8 bits")
 
 
-def _check(root: Path, count: int, row: tuple[str, str]) -> tuple[int, int, bool] | str:
-    """(height, width, turned) of a picture, or what is wrong with it or its mask."""
-    image, mask = row
+def _check(root: Path, count: int, row: tuple[str, str, Size | None]) -> tuple[int, int, bool] | str:
+    """(height, width, turned) of a picture, or what is wrong with it, its mask or the size of its outlines."""
+    image, mask, outlined = row
     try:
         picture, turned = _decoded(root / image)
         height, width = picture.shape[:2]
         if mask:
             _check_mask(root / mask, (height, width), count, turned)
+        if outlined and outlined != (height, width):
+            return _other_size(root / image, outlined, (height, width), turned)
     except UserError as error:
         return str(error)
-    return height, width, turned and bool(mask)
+    return height, width, turned and bool(mask or outlined)
 
 
 def _warn_of_turned(images: pd.Series) -> None:
@@ -302,9 +312,19 @@ def _warn_of_turned(images: pd.Series) -> None:
     if len(images):
         log.warning(
             "%d pictures carry an EXIF orientation and are turned as a viewer shows them, such as %s; "
-            "see that their masks show the turned picture, too",
+            "see that their masks or outlines show the turned picture, too",
             len(images), images.iloc[0],
         )  # fmt: skip
+
+
+def _other_size(path: Path, outlined: Size, size: Size, turned: bool) -> str:
+    mend = "copy the picture that belongs to the annotation"
+    if turned and outlined == size[::-1]:
+        mend = (
+            "it was outlined on the pixels as stored, before the picture's EXIF orientation: turn the outlines alike, "
+            "or take the orientation out of the picture (`exiftool -Orientation=`)"
+        )
+    return f"{path}: is {size[1]}×{size[0]}, its annotation {outlined[1]}×{outlined[0]} (width×height); {mend}"
 
 
 def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from beco.datasets import paths
 from beco.errors import UserError
 from beco.files import whole
 
@@ -19,6 +20,8 @@ DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files it cannot decode, depending on the format and on where the damage is."""
 PICTURE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
 """Formats that are decoded, whatever a file is called. Not among them: those that start other programs (EPS)."""
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm"))
+"""What files of these formats are mostly called."""
 MOST_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a file of a kilobyte can claim a terabyte."""
 
@@ -28,11 +31,14 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 @contextmanager
 def opened(
-    path: Path | str, missing: str = "no such picture; copy it there or take it off the list"
+    path: Path | str,
+    missing: str = "no such picture; copy it there or take it off the list",
+    alike: Collection[str] = SUFFIXES,
 ) -> Iterator[Image.Image]:
     """A picture to be decoded within the block; its pixels are as stored, see `turn_upright`.
 
-    Raises `UserError` if the file is missing (with those words), too large, or cannot be read or decoded.
+    Raises `UserError` if the file is missing (with those words, or naming one beside it of another case or one of the
+    suffixes `alike`), too large, or cannot be read or decoded.
     """
     too_large = f"{path}: has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or cut it into tiles"
     try:
@@ -41,7 +47,7 @@ def opened(
                 raise UserError(too_large)
             yield picture
     except FileNotFoundError as error:
-        raise UserError(f"{path}: {missing}") from error
+        raise UserError(f"{path}: {paths.missing(Path(path), missing, alike)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGED as error:
@@ -87,7 +93,7 @@ def read_index_png(path: Path | str, modes: tuple[str, ...] = ("P", "L")) -> NDA
     Raises `UserError` if the file is missing, damaged, or of none of Pillow's `modes`, such as one that holds colours
     instead of label values.
     """
-    with opened(path, "no such mask; copy it there or take its picture off the list") as picture:
+    with opened(path, "no such mask; copy it there or take its picture off the list", (".png",)) as picture:
         mode = picture.mode
         if mode in modes:
             turn_upright(picture)

@@ -4,24 +4,29 @@ One row a picture, in any order. `image` is its path in the folder of pictures. 
 and 1, one for each class, or names in one column `labels`, separated by `;` or `|` (or written as a list,
 `['cat', 'dog']`); a row without any is a picture of background alone. `split` (train or val) and `mask` (a path) are
 optional.
+
+Names are compared and kept as `classes.clean` spells them. The column `labels` is free text: what holds a separator,
+bracket or quote there, is made of other classes' names (`cat dog`), or means nothing (`nan`) is taken for a name only
+if `dataset.classes` has it.
 """
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from beco.datasets.cells import SPLITS, as_bit, as_split, by_words, not_a_name, parts_of, split_names
+from beco.datasets.classes import clean
 from beco.errors import UserError
 from beco.schema.base import nearest
+from beco.text import read_text, shown
 
 SPECIAL = ("image", "split", "mask", "labels")
+NAMING = ("label", "class", "classes", "category", "categories", "tag", "tags")
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # the latter two are what pandas makes of a column with gaps
-SPLITS = ("train", "val")
 
 
 @dataclass
@@ -60,7 +65,8 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     else that is wrong is in `problems`, and its rows are in `rows` as far as they can be understood.
     """
     lines = _lines(path)
-    header = [name.strip() for name in lines[0][1]]
+    header = [clean(name) for name in lines[0][1]]
+    classes = None if classes is None else [clean(name) for name in classes]
     if "image" not in header:
         raise UserError(
             f"{path}: has no column `image`; give that name to the column with each picture's path (there are: "
@@ -70,35 +76,27 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     cells = [(line, dict(zip(header, values, strict=True))) for line, values in _whole_rows(sheet, header, lines[1:])]
     _check_header(sheet, header)
     if "labels" in header:
-        shown = [_names(sheet, line, row["labels"]) for line, row in cells]
         _check_columns(sheet, header, [])
-        sheet.classes = classes or sorted(set().union(*shown))
-        _check_names(sheet, cells, shown)
+        present = _named(sheet, cells, classes)
     else:
         columns = [name for name in dict.fromkeys(header) if name and name not in SPECIAL]
         sheet.classes = classes or columns
         _check_columns(sheet, header, sheet.classes)
-        shown = _numbers(sheet, cells, [name for name in columns if name in sheet.classes])
-    if not sheet.classes:
+        present = _numbers(sheet, cells, [name for name in columns if name in sheet.classes])
+    if not sheet.classes and not sheet.problems:
         sheet.wrong(1, "names no class; add a 0/1 column for each class, or a column `labels` with names")
-    for (line, row), names in zip(cells, shown, strict=True):
+    for (line, row), names in zip(cells, present, strict=True):
         split = row.get("split", "").strip()
         if sheet.has_split and split not in SPLITS:
-            sheet.wrong(line, f"split is `{split}`; write train or val")
+            sheet.wrong(line, f"split is `{shown(split)}`; write {as_split(split) or 'train or val'}")
         sheet.rows.append(Row(line, row["image"].strip(), split, row.get("mask", "").strip(), names))
     return sheet
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Every line that is not blank with its number, the header first."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; set dataset.labels to the CSV of your labels") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as `CSV UTF-8`") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    missing = "no such file; set dataset.labels to the CSV of your labels"
+    text = read_text(path, "save it as `CSV UTF-8`", missing)
     header = text.partition("\n")[0]
     separator = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets of many countries write ;
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -133,6 +131,9 @@ def _check_columns(sheet: Sheet, header: list[str], classes: list[str]) -> None:
     """Columns that mean nothing, and classes without a column, where `classes` are those that should have one."""
     for name in header:
         if name and name not in (*SPECIAL, *classes):
+            if name.casefold() in SPECIAL:
+                sheet.wrong(1, f"unknown column `{name}`; write `{name.casefold()}`, in small letters, or remove it")
+                continue
             mend = "remove it, or the column `labels`" if "labels" in header else "remove it, or add it there"
             known = "beside `labels`" if "labels" in header else f"among dataset.classes{nearest(name, classes)}"
             sheet.wrong(1, f"unknown column `{name}` {known}; {mend}")
@@ -141,43 +142,81 @@ def _check_columns(sheet: Sheet, header: list[str], classes: list[str]) -> None:
             sheet.wrong(1, f"no column for the class `{name}` of dataset.classes; add it")
 
 
-def _names(sheet: Sheet, line: int, text: str) -> set[str]:
-    """Class names in a field of the column `labels`."""
-    text = text.strip()
-    if text.startswith("["):
-        try:
-            values = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            sheet.wrong(line, f"labels is `{text}`, not a list of names; write ['cat', 'dog'], or cat;dog")
-            return set()
-        return {str(value).strip() for value in values}
-    return {name.strip() for name in re.split(r"[;|]", text) if name.strip()}
+def _named(sheet: Sheet, cells: list[tuple[int, dict[str, str]]], classes: list[str] | None) -> list[set[str]]:
+    """Classes of each row from the column `labels`; sets those of the sheet, `classes` or all that are named.
 
-
-def _check_names(sheet: Sheet, cells: list[tuple[int, dict[str, str]]], shown: list[set[str]]) -> None:
-    """Names that no class has, and names that differ by their case alone; each is told once."""
+    What is no name is told once for each reason, and left out of rows and classes.
+    """
+    doubts: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    rows: list[tuple[int, set[str]]] = []
+    for line, row in cells:
+        written = split_names(row["labels"])
+        if written is None:
+            cell = shown(row["labels"])
+            sheet.wrong(line, f"labels is `{cell}`, not a list of names; write ['cat', 'dog'], or cat;dog")
+        names = set()
+        for text in written or []:
+            if clean(text) not in (classes or ()) and (reason := not_a_name(text)):
+                doubts.setdefault(reason, []).append((line, text))
+            else:
+                names.add(clean(text))
+        rows.append((line, names))
+    _tell_doubts(sheet, doubts)
     first: dict[str, int] = {}
-    for (line, _), names in zip(cells, shown, strict=True):
+    for line, names in rows:
         for name in sorted(names):
             first.setdefault(name, line)
+    wrong = _wrong_names(sheet, first, classes)
+    sheet.classes = classes or sorted(first.keys() - wrong)
+    return [names - wrong for _, names in rows]
+
+
+def _tell_doubts(sheet: Sheet, doubts: dict[tuple[str, str], list[tuple[int, str]]]) -> None:
+    """One line for each reason, with the mend of its first cell."""
+    reasons: dict[str, list[tuple[int, str, str]]] = {}
+    for (reason, mend), found in doubts.items():
+        reasons.setdefault(reason, []).extend((line, text, mend) for line, text in found)
+    for reason, several in reasons.items():
+        line, text, mend = min(several)
+        more = f" (and {len(several) - 1} more like it)" if len(several) > 1 else ""
+        sheet.wrong(line, f"labels: `{shown(text)}` {reason}{more}; {mend}")
+
+
+def _wrong_names(sheet: Sheet, first: dict[str, int], classes: list[str] | None) -> set[str]:
+    """Names that no class has, are made of others, or differ by case alone, each told once at its first line."""
+    wrong, spellings, known = set(), dict[str, str](), by_words(first if classes is None else classes)
     for name, line in first.items():
-        if name not in sheet.classes:
-            sheet.wrong(line, f"unknown class `{name}`{nearest(name, sheet.classes)}")
-    spellings: dict[str, str] = {}
-    for name in first:
+        if classes is not None and name in classes:
+            continue
+        parts = parts_of(name, known)
         other = spellings.setdefault(name.casefold(), name)
-        if other != name:
-            sheet.wrong(first[name], f"`{name}` and `{other}` differ by their case alone; write one of them")
+        if parts:
+            what = f"`{name}` is made of other classes" if classes is None else f"unknown class `{name}`"
+            mend = f"write {';'.join(parts)}, or list every class in dataset.classes if it is one by itself"
+            sheet.wrong(line, f"{what}; {mend}")
+        elif classes is not None:
+            sheet.wrong(line, f"unknown class `{name}`{nearest(name, classes)}")
+        elif other != name:
+            sheet.wrong(line, f"`{name}` and `{other}` differ by their case alone; write one of them")
+        else:
+            continue
+        wrong.add(name)
+    return wrong
 
 
 def _numbers(sheet: Sheet, cells: list[tuple[int, dict[str, str]]], columns: list[str]) -> list[set[str]]:
     """Classes of each row from columns of 0 and 1; a column with anything else is told once."""
     for name in columns:
-        wrong = [(line, row[name]) for line, row in cells if row[name].strip() not in VALUES]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
-            sheet.wrong(
-                wrong[0][0],
-                f"column `{name}` holds `{wrong[0][1]}`{more}; write 0 or 1, or remove the column if it is no class",
-            )
+        wrong = [(line, row[name].strip()) for line, row in cells if row[name].strip() not in VALUES]
+        if not wrong:
+            continue
+        line, value = next(((line, value) for line, value in wrong if as_bit(value) is None), wrong[0])
+        more = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
+        bit = as_bit(value)
+        mend = f"write {bit} for it" if bit is not None else "write 0 or 1, or remove the column if it is no class"
+        if name.casefold() in SPECIAL:
+            mend = f"write the column's name in small letters, `{name.casefold()}`, or 0 or 1 if it is a class"
+        elif name.casefold() in NAMING:
+            mend = "call the column `labels` if it holds names, or write 0 or 1 if it is a class"
+        sheet.wrong(line, f"column `{name}` holds `{shown(value)}`{more}; {mend}")
     return [{name for name in columns if VALUES.get(row[name].strip())} for _, row in cells]

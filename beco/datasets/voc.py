@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import Counter
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
+from xml.etree.ElementTree import Element, ParseError
 
 import pandas as pd
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeTree
 
 from beco.datasets import manifest
+from beco.datasets.classes import BACKGROUND, check_classes, clean, is_background, tell, warn_of_unseen
 from beco.datasets.manifest import Manifest
+from beco.datasets.palette import SUFFIXES
+from beco.datasets.paths import alike, check_root, missing, unusable
 from beco.errors import UserError
+from beco.text import read_text
 
 VOC_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -47,8 +50,8 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
     pictures are told together.
     """
     root = Path(root)
-    classes = manifest.check_classes(VOC_CLASSES if classes is None else classes)
-    _check_root(root)
+    classes = check_classes(VOC_CLASSES if classes is None else classes)
+    check_root(root, "JPEGImages", "set it to the VOC2012 folder")
     splits = {"train": read_list(root, train), "val": read_list(root, val)}
     if shared := set(splits["train"]) & set(splits["val"]):
         raise UserError(
@@ -57,11 +60,12 @@ def build(root: Path | str, train: str, val: str, classes: list[str] | None, out
         )
     problems: list[str] = []
     masks = _train_masks(root, train, splits["train"], problems) | _val_masks(root, splits["val"], problems)
-    table = _table(root, splits, masks, classes, problems)
+    table, sizes = _table(root, splits, masks, classes, problems)
     table = manifest.check_and_measure(table, root, classes, problems)
-    manifest.warn_of_unseen(table, classes)
-    manifest.write(table, output)
-    return manifest.read(output, root)
+    _warn_of_other_sizes(table, sizes)
+    warn_of_unseen(table, classes, "add some, or take it off dataset.classes")
+    tell(table, classes)
+    return manifest.save(table, output, root)
 
 
 def read_list(root: Path, name: str) -> list[str]:
@@ -70,46 +74,40 @@ def read_list(root: Path, name: str) -> list[str]:
     A line holds an id, or (as the augmented lists in circulation do) the paths of picture and mask.
     """
     path = _list(root, name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "no list at all"
-        raise UserError(f"{path}: no such list; the folder has {known}")
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
+    known = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "no list at all"
+    none = "" if path.is_file() else missing(path, f"no such list; the folder has {known}", (".txt",))
+    text = read_text(path, "save it as such, one id a line", none)
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path}: names no pictures; write one id a line")
-    ids = [_id(path, words, root) for words in lines]
-    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"{path}: names {repeated[0]} twice; keep one")
-    return ids
+    first: dict[str, str] = {}
+    for words in lines:
+        image_id, line = _id(path, words, root), " ".join(words)
+        if image_id in first and first[image_id] == line:
+            raise UserError(f"{path}: names {image_id} twice; keep one")
+        if image_id in first:
+            raise UserError(
+                f"{path}: `{first[image_id]}` and `{line}` are both JPEGImages/{image_id}.jpg; give each its own name"
+            )
+        first[image_id] = line
+    return list(first)
 
 
 def _id(path: Path, words: list[str], root: Path) -> str:
-    if "/" in words[0]:
-        return Path(words[0]).stem
     name = " ".join(words)
-    if name in (".", "..") or "\\" in name:
+    if "/" in words[0]:
+        name = Path(words[0]).stem
+    elif len(words) > 1 and not (root / "JPEGImages" / f"{name}.jpg").is_file():
+        raise UserError(f"{path}: more than an id in the line `{name}`; write one id a line")
+    if name in (".", "..") or (Path(name).suffix.lower() in SUFFIXES and (root / "JPEGImages" / name).is_file()):
         raise UserError(f"{path}: `{name}` is no name of a picture; write the file's name without its suffix")
-    if len(words) > 1 and (root / "JPEGImages" / f"{name}.jpg").is_file():
-        return name
-    if len(words) > 1:
-        raise UserError(f"{path}: more than an id in the line `{' '.join(words)}`; write one id a line")
-    return words[0]
+    if problem := unusable(f"{name}.jpg"):
+        raise UserError(f"{path}: {problem}")
+    return name
 
 
 def _list(root: Path, name: str) -> Path:
     return root / "ImageSets" / "Segmentation" / f"{name}.txt"
-
-
-def _check_root(root: Path) -> None:
-    if (root / "JPEGImages").is_dir():
-        return
-    if not root.is_dir():
-        raise UserError(f"dataset.root: {root} is not a folder; set it to the one that holds JPEGImages")
-    below = sorted([*root.glob("*/JPEGImages"), *root.glob("*/*/JPEGImages")])
-    mend = f"did you mean {below[0].parent}?" if below else "set it to the VOC2012 folder"
-    raise UserError(f"dataset.root: {root} holds no folder JPEGImages; {mend}")
 
 
 # --- masks --------------------------------------------------------------------------------------------------
@@ -144,11 +142,13 @@ def _find(root: Path, name: str, folders: list[str]) -> str:
 
 
 def _missing(root: Path, names: list[str], what: str) -> list[str]:
-    return [
-        f"{root / OFFICIAL / name}.png: no mask for this {what} picture, here or in {AUGMENTED}; "
-        "copy it there or take the id off the list"
-        for name in names
-    ]
+    words = f"no mask for this {what} picture, here or in {AUGMENTED}; copy it there or take the id off the list"
+    found = []
+    for name in names:
+        paths = [root / folder / f"{name}.png" for folder in (OFFICIAL, AUGMENTED)]
+        path = next((path for path in paths if alike(path, (".png",))), paths[0])
+        found.append(f"{path}: {missing(path, words, ('.png',))}")
+    return found
 
 
 # --- image-level labels -------------------------------------------------------------------------------------
@@ -156,19 +156,44 @@ def _missing(root: Path, names: list[str], what: str) -> list[str]:
 
 def _table(
     root: Path, splits: dict[str, list[str]], masks: dict[str, str], classes: list[str], problems: list[str]
-) -> pd.DataFrame:
-    """One row per picture; annotations that cannot be read go to `problems`, and their pictures show nothing."""
-    rows = []
+) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
+    """One row per picture, and the (height, width) that its annotation gives, see `_size`.
+
+    Annotations that cannot be read go to `problems`, and their pictures show nothing.
+    """
+    rows, sizes = [], []
     for split, names in splits.items():
         for name in names:
-            present: set[str] = set()
+            path, present, size = root / "Annotations" / f"{name}.xml", set[str](), (0, 0)
             try:
-                present = read_objects(root / "Annotations" / f"{name}.xml", classes)
+                annotation = _annotation(path)
+                present, size = _objects(path, annotation, classes), _size(annotation)
             except UserError as error:
                 problems.append(str(error))
             row = {"image_id": name, "split": split, "image": f"JPEGImages/{name}.jpg", "mask": masks[name]}
             rows.append(row | {known: int(known in present) for known in classes})
-    return pd.DataFrame(rows)
+            sizes.append(size)
+    return pd.DataFrame(rows), sizes
+
+
+def _warn_of_other_sizes(table: pd.DataFrame, sizes: list[tuple[int, int]]) -> None:
+    """Tell of annotations that give another size than their picture has, lying or upright; they may be another's."""
+    found = zip(table["image_id"], table["height"], table["width"], sizes, strict=True)
+    other = [(name, w, h, size) for name, h, w, size in found if all(size) and sorted(size) != sorted((h, w))]
+    if other:
+        name, width, height, size = other[0]
+        logger.warning(
+            "%d annotations give another size than their picture has, such as %s.xml: %d×%d, the picture is %d×%d "
+            "(width×height); see that they belong together",
+            len(other), name, size[1], size[0], width, height,
+        )  # fmt: skip
+
+
+def _size(annotation: Element) -> tuple[int, int]:
+    """(height, width) as an annotation gives them; (0, 0) where it does not."""
+    texts = [(annotation.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
+    height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)
+    return height, width
 
 
 def read_objects(path: Path, classes: list[str]) -> set[str]:
@@ -176,19 +201,30 @@ def read_objects(path: Path, classes: list[str]) -> set[str]:
 
     Raises `UserError` if the XML is missing, unsafe or malformed, has no object, or names an unknown class.
     """
+    return _objects(path, _annotation(path), classes)
+
+
+def _annotation(path: Path) -> Element:
     try:
-        tree = SafeTree.parse(path)
+        root: Element = SafeTree.parse(path).getroot()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such annotation; copy it there or take the id off the list") from error
+        words = "no such annotation; copy it there or take the id off the list"
+        raise UserError(f"{path}: {missing(path, words, ('.xml',))}") from error
     except DefusedXmlException as error:
         raise UserError(f"{path}: defines XML entities, which annotations never need; remove them") from error
-    except (OSError, ParseError, ValueError) as error:
+    except (OSError, ParseError, ValueError, LookupError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not readable as XML ({error}); copy it again") from error
+    return root
+
+
+def _objects(path: Path, annotation: Element, classes: list[str]) -> set[str]:
     # Only direct children: the objects' own `part` elements (head, hand, foot) are named as well.
-    names = [(item.findtext("name") or "").strip() for item in tree.getroot().findall("object")]
+    names = [clean(item.findtext("name") or "") for item in annotation.findall("object")]
     if not names:
         raise UserError(f"{path}: names no object; take the picture off the list, or add its objects")
     for name in names:
+        if is_background(name):
+            raise UserError(f"{path}: an object is called `{name}`, but {BACKGROUND}; leave it out")
         if name not in classes:
             close = difflib.get_close_matches(name, classes, n=1, cutoff=0)
             raise UserError(f"{path}: unknown class `{name}`; did you mean `{close[0]}`? See dataset.classes")

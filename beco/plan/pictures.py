@@ -144,16 +144,16 @@ def _voc(dataset: Dataset) -> Pictures:
 
 
 def _coco(dataset: Dataset) -> Pictures:
-    from beco.datasets import coco
+    from beco.datasets import instances
 
     root = _there(dataset, "annotations")
-    train = coco.read(root, dataset.train, dataset.classes)
+    train = instances.read(root, dataset.train, dataset.classes)
     shown = float(train.labels(dataset.coco.crowd_labels).sum(axis=1).mean())
     names = [entry["file_name"] for entry in train.api.imgs.values()]
     count, classes = len(names), train.classes
     paths = [root / dataset.train / name for name in _spread(names, LOOKED_AT)]
     del train  # train2014 takes gigabytes
-    val = len(coco.read(root, dataset.val, dataset.classes).api.imgs)
+    val = len(instances.read(root, dataset.val, dataset.classes).api.imgs)
     return _measured(count, val, len(classes), shown, paths, str(root))
 
 
