@@ -164,7 +164,7 @@ def hold(folder: Path | str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
+        stream = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {_not_written(error) or os.strerror(error.errno or 0)}") from error
     try:
@@ -185,7 +185,7 @@ def hold(folder: Path | str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN is refused: no reader of ours would know what it means."""
     with whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
@@ -197,7 +197,7 @@ def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
 def read_json(path: Path | str, mend: str = "") -> Any:
     """Read a JSON file, or raise a `UserError` naming it and its mend: to run the stage again, unless told another."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {mend or 'run the stage that makes it first'}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -32,7 +32,8 @@ def commit() -> str | None:
     """The commit of this package's checkout, with `+` if tracked files differ from it; None outside of git."""
     git = ["git", "-C", str(PACKAGE)]
     try:
-        name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        head = [*git, "rev-parse", "--short=12", "HEAD"]
+        name = subprocess.run(head, capture_output=True, encoding="utf-8", check=True)
         same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -68,7 +69,7 @@ def _tree(module: str) -> ast.Module:
     path = _file(module)
     if path is None:
         raise ModuleNotFoundError(f"no module {module} in this package")
-    return ast.parse(path.read_text())
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache

@@ -72,6 +72,18 @@ class Checkout:
         return counts
 
 
+@pytest.fixture(scope="session")
+def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine whose locale is ISO-8859-1; where none can be made, one that knows ASCII alone."""
+    folder = tmp_path_factory.mktemp("locales")
+    made = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US")]
+    try:
+        subprocess.run(made, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    return {"LOCPATH": str(folder), "LC_ALL": "en_US"}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which the tiny road has been walked once."""

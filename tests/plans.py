@@ -22,7 +22,7 @@ FEW = Pictures(24, 10, 64, 64, 6, 2.0)
 
 
 def config(path: Path = TINY, **changes: Any) -> Config:
-    return validate_config(yaml.safe_load(path.read_text()) | changes)
+    return validate_config(yaml.safe_load(path.read_text(encoding="utf-8")) | changes)
 
 
 def benchmark(**changes: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def benchmark(**changes: Any) -> dict[str, Any]:
 
 
 def write(path: Path, values: object) -> Path:
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
     return path
 
 

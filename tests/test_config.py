@@ -62,7 +62,7 @@ def refusal(values: Any) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_configurations_validate(path: Path) -> None:
-    values = yaml.safe_load(path.read_text())
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
     before = copy.deepcopy(values)
     config = validate_config(values, str(path))
     assert values == before  # the caller's tables are not written into

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,19 @@ def test_another_machine_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     cli.check(settings=of.model_dump_json(), quick=True, elsewhere=True)
 
 
+def answer(code: str) -> list[str]:
+    """A process that stands for the look."""
+    return [sys.executable, "-c", f"import os, signal, sys\n{code}"]
+
+
 def test_only_what_is_new_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[list[str]] = []
+    looks: list[bool] = []
 
-    def look(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        looks.append(command)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def look(question: str) -> dict[str, Any]:
+        looks.append(json.loads(question)["elsewhere"])
+        return {"wrong": "", "doubts": []}
 
-    monkeypatch.setattr(preflight.subprocess, "run", look)
+    monkeypatch.setattr(preflight, "_asked", look)
     weights = tmp_path / "w.safetensors"
     of, other = (
         config(results=str(tmp_path), **of_weights(weights)),
@@ -100,7 +106,48 @@ def test_only_what_is_new_is_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     weights.write_bytes(b"now it is there")
     preflight.preflight(other, tmp_path / "own")
     preflight.preflight(other, tmp_path / "own", elsewhere=True)
-    assert len(looks) == 4 and "--elsewhere" in looks[-1] and "--elsewhere" not in looks[-2]
+    assert looks == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", ["killed", "signal 9", "memory"]),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", ["killed", "signal 11", "beco check"]),
+        ("import nothing_of_that_name", ["status 1", "nothing_of_that_name", "beco check"]),
+        ("print('no answer'); sys.stderr.write('over\\n' * 9 + 'the end\\n')", ["status 0", "over | over | the end"]),
+        ("sys.exit(3)", ["status 3", "beco check"]),
+    ],
+)
+def test_a_look_that_does_not_come_back_says_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(preflight, "LOOK", answer(code))
+    with pytest.raises(UserError) as refused:
+        preflight.preflight(config(results=str(tmp_path)), tmp_path / "own")
+    said = str(refused.value)
+    assert "\n" not in said and all(word in said for word in words), said
+
+
+def test_a_look_at_a_long_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux hands over at most 131,071 bytes as one argument."""
+    one = {"recipe": "single", "seeds": list(range(10))}
+    of = config(results=str(tmp_path), experiments={f"e{number}": one for number in range(200)})
+    assert len(of.model_dump_json()) > 131_071
+    count = "import json; found = json.load(sys.stdin)['config']['experiments']\n"
+    count += "print(json.dumps({'wrong': str(len(found)), 'doubts': []}))"
+    monkeypatch.setattr(preflight, "LOOK", answer(count))
+    with pytest.raises(UserError, match=r"^200$"):
+        preflight.preflight(of, tmp_path / "own")
+
+
+def test_modules_of_the_current_folder_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("random.py", "torch.py", "beco.py"):
+        (tmp_path / name).write_text("raise SystemExit('a stranger')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    of = config(results=str(tmp_path), **of_weights(tmp_path / "w.safetensors"))
+    with pytest.raises(UserError, match=r"^networks\.default\.encoder: "):
+        preflight.preflight(of, tmp_path / "own")
 
 
 def test_what_was_found_is_told_whole_and_again(tmp_path: Path) -> None:

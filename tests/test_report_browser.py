@@ -87,7 +87,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_goes_wrong_is_heard(tmp_path: Path, page: Path, browser: Browser) -> None:
     bad = '<img src="http://127.0.0.1:9/a.png"><script>console.error("oh"); missing()</script></main>'
-    (tmp_path / "bad.html").write_text(page.read_text().replace("</main>", bad))
+    (tmp_path / "bad.html").write_text(page.read_text(encoding="utf-8").replace("</main>", bad), encoding="utf-8")
     wrong = " ".join(Tab(browser, tmp_path / "bad.html").wrong())
     assert "http://127.0.0.1:9/a.png" in wrong and "missing is not defined" in wrong and "oh" in wrong
 
@@ -262,7 +262,9 @@ def test_every_number_leads_to_settings_and_files(page: Path, browser: Browser) 
     seen = look(browser, page, FOLLOW)
     assert len(seen) > 40 and all(opened and held >= 2 for _, opened, held in seen)
     assert len({target for target, *_ in seen}) == 6  # four experiments, a label source, the classifier
-    bare = [cell for cell in re.findall(r'<td class="n.*?</td>', page.read_text()) if "href" not in cell]
+    bare = [
+        cell for cell in re.findall(r'<td class="n.*?</td>', page.read_text(encoding="utf-8")) if "href" not in cell
+    ]
     known = [cell for cell in bare if "title=" in cell]  # of others, with its source
     assert known == [f'<td class="n" data-value="0.635" title="{IRN.source}">63.5</td>']
     assert all(re.search(r">–</td>$", cell) for cell in bare if cell not in known)

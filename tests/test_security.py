@@ -31,7 +31,7 @@ HOSTILE = "a b;$(touch x)'\"&"
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """Every call in a file, by its dotted name."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
@@ -65,7 +65,8 @@ def is_unsafe(name: str, call: ast.Call) -> bool:
 def test_no_source_runs_what_it_reads(path: Path) -> None:
     found = [f"line {call.lineno}: {name}" for name, call in calls(path) if is_unsafe(name, call)]
     assert not found
-    imported = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
                 for alias in node.names}  # fmt: skip
     assert not imported & {"xml.etree.ElementTree", "lxml", "xml.dom.minidom", "xml.sax"}
 

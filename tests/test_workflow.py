@@ -29,9 +29,9 @@ FROM_CLASSIFIER = {
 
 def replaced(path: Path, old: str, new: str) -> str:
     """Replace `old` by `new` in a file; returns the former text, to be put back."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1, f"{old!r} should stand once in {path}"
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
     return text
 
 
@@ -74,6 +74,15 @@ def test_every_rule_left_a_log_and_a_benchmark(finished: Checkout) -> None:
 
 def test_a_second_run_does_nothing(finished: Checkout) -> None:
     assert finished.planned() == {}
+
+
+def test_nor_does_one_in_another_locale(finished: Checkout, latin1: dict[str, str]) -> None:
+    before = finished.environment
+    finished.environment = before | latin1
+    try:
+        assert finished.planned() == {}
+    finally:
+        finished.environment = before
 
 
 def test_how_the_classifier_learns_reruns_it_and_what_follows(finished: Checkout) -> None:

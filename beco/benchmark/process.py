@@ -23,7 +23,7 @@ def start_up(group: str) -> tuple[float, int]:
         "from beco.benchmark.process import peak\n"
         "print(time.process_time(), peak())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8", check=True)
     seconds, peak = done.stdout.split()
     return float(seconds), int(peak)
 
@@ -32,7 +32,7 @@ def peak() -> int:
     """Bytes: the most memory that this process took so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # what getrusage says there counts what the parent had when it started this process
-        high = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        high = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
         return int(high[0].split()[1]) * 1024
     kilo = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 import sys
 from typing import NoReturn
 
 from beco.cli.options import app
 from beco.errors import UserError
 from beco.files import FULL
+from beco.interpreter import settle
 
 # each adds its commands, and `beco --help` lists them in the order of the road
 # isort: off
@@ -34,15 +36,20 @@ def main() -> None:
             _own()
         where = error.filename or "results"
         _fail(f"{where}: {error.strerror}; check the path, its permissions and the free space")
+    except UnicodeEncodeError as error:
+        if not any("\udc80" <= letter <= "\udcff" for letter in str(error.object)):
+            _own()
+        _fail(f"{reprlib.repr(error.object)}: is not text in UTF-8; rename the file, or save the text as such")
     except Exception:
         _own()
 
 
 def _prepare() -> None:
-    """Settle what numpy and torch read when they are imported, and what they would say unasked."""
+    """Settle Python itself, what numpy and torch read when they are imported, and what they would say unasked."""
+    settle()
     threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is None and "--threads" in sys.argv[:-1]:
-        os.environ["OMP_NUM_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
+    if threads is None and (asked := _threads(sys.argv[1:])):
+        os.environ["OMP_NUM_THREADS"] = asked
     # A thread that waits for the others spins for milliseconds. Where another program wants the cores, too, it keeps
     # one from those it waits for: a training of 2 threads took 4 to 9 times as long as with this, which costs 8 %
     # where nothing else runs.
@@ -50,6 +57,16 @@ def _prepare() -> None:
     sys.unraisablehook = _unraisable
     # of a machine with CUDA's compiler and no GPU torch says so at every command; what is used stands in our own log
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def _threads(arguments: list[str]) -> str | None:
+    """What `--threads` is, the last one if it is given twice: the pools of threads are made before typer is asked."""
+    asked = None
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--threads":
+            asked = value if equals else following
+    return asked if asked and asked.isdecimal() else None
 
 
 def _unraisable(problem: sys.UnraisableHookArgs) -> None:

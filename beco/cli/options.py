@@ -41,7 +41,9 @@ def _options(
     for handler in [one for one in logger.handlers if one.name == __name__]:  # of an earlier command in this process
         logger.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.FileHandler(log, mode="w")] if log else []
+    handlers: list[logging.Handler] = []
+    if log:
+        handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8", errors="backslashreplace"))
     if not (log and sys.stderr.isatty()):  # on a terminal a bar shows the progress, and the file keeps the lines
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:

@@ -70,7 +70,7 @@ def draw(root: Path | str, settings: Shapes) -> None:
 
 def _refuse_foreign(root: Path) -> None:
     names = root / "classes.txt"
-    if names.is_file() and names.read_text(errors="replace").split() == CLASSES:
+    if names.is_file() and names.read_text(encoding="utf-8", errors="replace").split() == CLASSES:
         return
     if root.is_file() or any(path.is_file() for path in root.rglob("*")):
         raise UserError(f"{root}: holds other files, which drawing would replace; name a new folder")
@@ -109,4 +109,4 @@ def _add(parent: ElementTree.Element, **texts: object) -> None:
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

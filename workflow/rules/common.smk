@@ -8,8 +8,11 @@ from pathlib import Path
 from beco.config import parse_yaml, validate_config
 from beco.errors import UserError
 from beco.files import hold, read_json
+from beco.interpreter import settle
 from beco.preflight import preflight
 from beco.sources import stage_hash
+
+settle()
 
 
 def existing(paths):
