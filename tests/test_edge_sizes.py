@@ -169,6 +169,6 @@ def test_validation_on_masks_without_a_label_is_refused_before_the_training(tmp_
     void = sparse.split("val")
     void = replace(void, table=void.table.loc[["v0"]])
     arguments = (sparse.split("train"), Training(validate_every=1), Compute("cpu"), tmp_path / "best", {})
-    with pytest.raises(UserError, match="validate_every.*255"):
+    with pytest.raises(UserError, match=r"validate_every.*255"):
         Validator([], void, *arguments)
     Validator([], sparse.split("val"), *arguments)  # one void mask of two is no trouble

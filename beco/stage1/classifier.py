@@ -186,12 +186,12 @@ def average_precision(scores: Tensor, targets: Tensor) -> list[float | None]:
 def unscored(manifest: Manifest) -> str:
     """What to say of the classes that no picture of a split shows, the split in `manifest`; "" if there are none."""
     split = ", ".join(dict.fromkeys(manifest.table["split"]))
-    shown = manifest.labels().any(0)
-    unseen = [name for name, seen in zip(manifest.classes, shown, strict=True) if not seen]
+    counts = manifest.labels().sum(0).tolist()
+    unseen = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
     if not unseen:
         return ""
     names = ", ".join(unseen[:MOST_NAMED]) + (f" and {len(unseen) - MOST_NAMED} more" * (len(unseen) > MOST_NAMED))
-    what = "no average precision" if shown.any() else "no average precision, nor has their mean"
+    what = "no average precision" if any(counts) else "no average precision, nor has their mean"
     return f"no picture of {split} shows {names}: there will be {what}; add such pictures to it to have one"
 
 
