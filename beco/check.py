@@ -24,11 +24,13 @@ from beco.config import Classifier, Config, Encoder, Network
 from beco.datasets import formats, shapes
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
+from beco.datasets.meaning import order
 from beco.encoders import create_backbone, prepare_backbone
 from beco.engine import choose_device
 from beco.errors import Problems, UserError
 from beco.frozen import freeze
 from beco.plan import room
+from beco.stage1.classifier import unscored
 from beco.stage2.networks import backbone_of
 
 GIB = room.GIB
@@ -113,6 +115,10 @@ def _describe(config: Config, manifest: Manifest, group: Group) -> None:
     group.notes.append(
         f"{len(manifest)} pictures ({', '.join(parts)}), {len(manifest.classes)} classes, {masks or 'no'} masks"
     )
+    if masks:
+        group.notes.append(f"label values of the masks: {order(manifest.classes)}")
+    if words := unscored(manifest.split("val")):
+        group.notes.append(f"classifier: {words}")
     if smallest := _smallest_batch(config, len(manifest.split("train"))):
         group.problems.append(smallest)
 

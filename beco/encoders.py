@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import file_hash, whole
+from beco.firstbytes import told
 from beco.weights import load_weights, one_line, read_weights
 
 UNPOOLED = "unpooled"
@@ -276,9 +277,9 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the training that makes it first") from error
     except Exception as error:
-        raise UserError(
-            f"{path}: not readable as safetensors ({one_line(error)}); remove it and train again"
-        ) from error
+        words = told(path, "a network", ("empty",))
+        words = words or f"not readable as safetensors ({one_line(error)}); remove it and train again"
+        raise UserError(f"{path}: {words}") from error
     if "classes" not in metadata:
         raise UserError(
             f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"

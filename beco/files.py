@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from beco.errors import UserError
+from beco.firstbytes import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,6 +202,8 @@ def read_json(path: Path | str, mend: str = "") -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {mend or 'run the stage that makes it first'}") from error
     except (OSError, ValueError, RecursionError) as error:
+        if words := told(path, "a JSON text", ("a JSON text", "a text", "empty")):
+            raise UserError(f"{path}: {words}") from error
         mend = mend or "remove it and run its stage again"
         raise UserError(f"{path}: not readable as JSON ({error}); {mend}") from error
 

@@ -125,9 +125,10 @@ def start(encoder: str | None, weights: str | None, on: Machine, small: bool) ->
                 raise
     if weights not in (None, "imagenet"):
         chosen = chosen.model_copy(update={"weights": str(Path(str(weights)).absolute())})
-        prepare_backbone(backbone, chosen)
     elif weights == "imagenet":
         chosen = chosen.model_copy(update={"weights": weights})
+    if chosen.weights not in (None, "imagenet", "classifier"):
+        prepare_backbone(backbone, chosen)
     return Start(chosen, stride)
 
 
@@ -222,8 +223,14 @@ def _accumulate(on: Machine, crop: int, batch: int) -> int:
 
 
 def refuse_unusable(project: Path, *paths: Path | str | None) -> None:
-    """UserError if there is a configuration already, or if a name holds what means something to Snakemake."""
+    """UserError if a project cannot be made there or is there already, or a name means something to Snakemake."""
     config = project / "config.yaml"
+    folder = project.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{there}: is no folder; name another place for the project")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there}: may not be written to; name another place for the project")
     if config.exists():
         raise UserError(f"{config}: is there already; name another project, or remove it to have it made anew")
     for path in (project, *paths):

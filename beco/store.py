@@ -20,6 +20,7 @@ import numpy as np
 
 from beco.errors import UserError
 from beco.files import whole
+from beco.firstbytes import told
 
 FORMAT_VERSION = 1
 
@@ -123,9 +124,9 @@ class Store:
             except FileNotFoundError as error:
                 raise UserError(f"{self.path}: no such file; run the stage that makes it first") from error
             except OSError as error:
-                raise UserError(
-                    f"{self.path}: not a readable HDF5 file; remove it and run the stage that makes it again"
-                ) from error
+                words = told(self.path, "an HDF5 file", ("an HDF5 file", "empty"))
+                mend = "not a readable HDF5 file; remove it and run the stage that makes it again"
+                raise UserError(f"{self.path}: {words or mend}") from error
             version = self._file.attrs.get("format_version")
             if version != FORMAT_VERSION:
                 self.close()

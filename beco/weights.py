@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from beco.errors import UserError
+from beco.firstbytes import told
 
 State = dict[str, Tensor]
 
@@ -35,22 +36,32 @@ def read_weights(path: Path) -> State:
             return _finite(safetensors.torch.load_file(path), path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such weights file; put it there or change encoder.weights") from error
+        words = _other(path) or f"{path}: no such weights file; put it there or change encoder.weights"
+        raise UserError(words) from error
     except UserError:
         raise
     except pickle.UnpicklingError as error:
+        if words := _other(path):
+            raise UserError(words) from error
         raise UserError(
             f"{path}: not a readable weights file (damaged, or it holds more than tensors); copy it again, or save its "
             "state_dict alone"
         ) from error
     except Exception as error:
-        raise UserError(f"{path}: not a readable weights file ({one_line(error)}); copy it again") from error
+        words = _other(path) or f"{path}: not a readable weights file ({one_line(error)}); copy it again"
+        raise UserError(words) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no table of tensors; export the network's state_dict")
     return _finite(state, path)
+
+
+def _other(path: Path) -> str:
+    """What a file is that holds no weights, by its first bytes; "" if they do not tell."""
+    words = told(path, "a weights file", ("a ZIP archive",))
+    return f"{path}: {words}" if words else ""
 
 
 def _finite(state: State, path: Path) -> State:

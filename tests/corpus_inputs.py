@@ -153,8 +153,15 @@ def jpeg(content: bytes | Callable[[bytes], bytes]) -> Harm:
 
 
 def as_picture(make: Callable[[], Image.Image], form: str) -> Harm:
-    """Put a picture of another kind in the place of a training picture."""
-    return lambda at: make().save(at / "data" / "JPEGImages" / "a.jpg", format=form)
+    """Put a picture of another kind in the place of a training picture, with a mask of its size."""
+
+    def harm(at: Path) -> None:
+        image = make()
+        image.save(at / "data" / "JPEGImages" / "a.jpg", format=form)
+        if image.size != SIZE[::-1]:
+            write_index_png(at / "data" / "SegmentationClass" / "a.png", np.ones(image.size[::-1], np.uint8))
+
+    return harm
 
 
 def as_mask(make: Callable[[], Image.Image], form: str = "PNG") -> Harm:
@@ -244,6 +251,16 @@ def loop(name: str) -> Harm:
     def harm(at: Path) -> None:
         (at / name).unlink()
         (at / name).symlink_to(at / name)
+
+    return harm
+
+
+def link(name: str, target: str) -> Harm:
+    """A symbolic link in the place of a file."""
+
+    def harm(at: Path) -> None:
+        (at / name).unlink()
+        (at / name).symlink_to(target)
 
     return harm
 

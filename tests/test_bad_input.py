@@ -142,7 +142,7 @@ def test_an_unreadable_store(data: Path, prepared: Path) -> None:
     labels = prepared / "labels.h5"
     labels.write_bytes(b"not HDF5" * 100)
     done = train(data, prepared, "--labels", labels, "--settings", SHORT, "--output", prepared / "run")
-    assert_refused(done, "labels.h5", "not a readable HDF5 file", output=prepared / "run")
+    assert_refused(done, "labels.h5", "not an HDF5 file", output=prepared / "run")
 
 
 def test_a_run_folder_of_other_settings(data: Path, prepared: Path) -> None:

@@ -174,7 +174,8 @@ def test_missing_picture(root: Path) -> None:
 def test_truncated_picture(root: Path, kept: int) -> None:
     path = root / "JPEGImages" / "000002.jpg"
     path.write_bytes(path.read_bytes()[:kept])
-    assert "000002.jpg: truncated or damaged; copy it again" in refusal(root)
+    said = "truncated or damaged" if kept else "is empty (0 bytes)"
+    assert f"000002.jpg: {said}; copy it again" in refusal(root)
 
 
 def test_several_problems_are_one_refusal(root: Path) -> None:

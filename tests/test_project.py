@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 import typer
 import yaml
 from conftest import Checkout
@@ -25,6 +26,7 @@ from beco import check, project
 from beco.cli import dataset as cli
 from beco.cli import stage1
 from beco.config import Encoder, read_config
+from beco.datasets import formats
 from beco.datasets import manifest as manifests
 from beco.datasets.palette import read_index_png, write_index_png
 from beco.datasets.shapes import CLASSES
@@ -38,8 +40,13 @@ NAMES = ["park/Tag {:02d}.webp", "großer garten {:02d}.png", "{:02d}.jpg"]
 
 
 def draw_pictures(folder: Path, count: int, size: int) -> None:
-    """A user's data: pictures of three formats, every other one with a mask, and a CSV of class names."""
+    """A user's data: pictures of three formats, every other one with a mask, and a CSV of class names.
+
+    Without a header of classes their order is the alphabet's, so that of the masks is, too.
+    """
     rows = []
+    values = np.arange(256, dtype=np.uint8)
+    values[1 : 1 + len(CLASSES)] = [1 + sorted(CLASSES).index(name) for name in CLASSES]
     for number in range(count):
         drawn = draw_picture(np.random.default_rng([5, number]), size)
         name = NAMES[number % 3].format(number)
@@ -47,7 +54,7 @@ def draw_pictures(folder: Path, count: int, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.image).save(path)
         if number % 2 == 0:
-            write_index_png(folder / "masks" / Path(name).with_suffix(".png"), drawn.label)
+            write_index_png(folder / "masks" / Path(name).with_suffix(".png"), values[drawn.label])
         rows.append([name, "|".join(sorted({CLASSES[value - 1] for value in drawn.objects}))])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["image", "labels"], *rows])
@@ -185,6 +192,31 @@ def test_what_init_refuses(own: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"02\.jpg: no such picture"):
         init(own)
     assert not (own.parent / "my project").exists()
+
+
+def test_what_can_be_wrong_at_once_comes_before_the_pictures(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "build", lambda *_: pytest.fail("the pictures were read"))
+    (tmp_path / "file").write_text("")
+    pictures, labels = own / "my pictures", own / "labels.csv"
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    for encoder, said in (
+        ("resnet51", "no model `resnet51`"),
+        ("{name: resnet10t, wights: a}", "wights"),
+        (f"{{name: resnet10t, weights: {tmp_path / 'w.safetensors'}}}", "lacks"),
+        (f"{{name: resnet10t, weights: {tmp_path / 'none.pth'}}}", "no such weights file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            init(own, encoder=encoder)
+    with pytest.raises(UserError, match="lacks"):
+        init(own, encoder="resnet10t", weights=str(tmp_path / "w.safetensors"))
+    for project_folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file: is no folder; name another place"):
+            cli.init(project_folder, pictures, labels)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match="may not be written to; name another place"):
+        init(own)
 
 
 def test_an_encoder_may_come_with_its_settings(own: Path) -> None:

@@ -225,9 +225,10 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     with pytest.raises(UserError, match=r"s\.h5: no such file"):
         Store(path).get("cam", "a")
-    path.write_text("image_id,split\n")
-    with pytest.raises(UserError, match=r"s\.h5: not a readable HDF5 file"):
-        Store(path).ids("cam")
+    for content, said in ((b"image_id,split\n", "is a text, not an HDF5 file"), (b"", "not a readable HDF5 file")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"s\.h5: {said}"):
+            Store(path).ids("cam")
     with h5py.File(path, "w") as file:
         file["cam/a"] = np.ones(3)
     with pytest.raises(UserError, match=r"s\.h5: store format None, this program reads 1"):

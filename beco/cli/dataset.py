@@ -32,10 +32,12 @@ def init(
     dataset = validate(Dataset, {"format": "folder", **section, "val_share": val_share}, "beco init")
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
         raise UserError(f"--weights: {weights}: no such file; name a .safetensors or .pth file, or imagenet")
+    here = stage.machine()
+    begin = stage.start(encoder, weights, here, small=False)  # what can be wrong at once comes before all pictures
     with tempfile.TemporaryDirectory() as aside:
         known = stage.facts(formats.build(dataset, Path(aside) / "manifest.csv"))
-    here = stage.machine()
-    begin = stage.start(encoder, weights, here, known.median <= stage.TINY)
+    if known.median <= stage.TINY:
+        begin = stage.start(encoder, weights, here, small=True)
     stage.write(project, {**section, "val_share": val_share}, known, here, begin)
     typer.echo(
         f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), {known.classes} classes"

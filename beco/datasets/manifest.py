@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beco.datasets import meaning
 from beco.datasets.classes import COLUMNS
-from beco.datasets.palette import opened, read_index_png, turn_upright
+from beco.datasets.meaning import Seen
+from beco.datasets.palette import opened, read_index_png, read_with_palette, turn_upright
 from beco.errors import Problems, UserError
 from beco.files import read_json, whole
 from beco.ordered import in_order
@@ -246,16 +248,48 @@ def check_and_measure(
 
     Raises `UserError` listing these and every picture that is missing, does not decode to its end or is of another size
     than listed, and every mask that is missing, not an index PNG, of another size than its picture, or with a value
-    that no class has.
+    that no class has; and one for all masks if they contradict the labels (`meaning`).
     """
     outlined: Sequence[Size | None] = listed or [None] * len(table)
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), outlined, strict=True))
     check = partial(_check, Path(root), len(classes))
     found = list(in_order(check, rows, min(8, os.cpu_count() or 1), "checking pictures"))
     refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
-    sizes = np.array(found, dtype=np.int64).reshape(-1, 3)
-    _warn_of_turned(table["image"][sizes[:, 2] == 1])
+    good = [picture for picture in found if isinstance(picture, _Picture)]
+    with_mask = np.array([picture.mask is not None for picture in good], dtype=bool)
+    masks = [picture.mask for picture in good if picture.mask is not None]
+    for line in refuse_other_meaning(table[with_mask], classes, masks, f"{root}"):
+        log.warning("%s", line)
+    sizes = np.array([(picture.height, picture.width) for picture in good], dtype=np.int64).reshape(-1, 2)
+    _warn_of_turned(table["image"][[picture.turned for picture in good]])
     return table.assign(height=sizes[:, 0], width=sizes[:, 1])[COLUMNS + classes]
+
+
+def refuse_other_meaning(table: pd.DataFrame, classes: list[str], masks: list[Seen], where: str) -> list[str]:
+    """Hold masks against the image-level labels of their pictures, the rows of `table`, one for each of `masks`.
+
+    Raises `UserError` where most contradict the labels, of all or of those of one split, since each is measured alone.
+    Returns what to warn of: a few that do.
+    """
+    shown, names = table[classes].to_numpy(dtype=np.int64) > 0, table["mask"].astype(str).tolist()
+    problem, warnings = meaning.contradictions(names, shown, masks, classes)
+    for split in table["split"].unique():
+        rows = np.flatnonzero(table["split"] == split)
+        chosen = [names[row] for row in rows], shown[rows], [masks[row] for row in rows]
+        problem = problem or meaning.contradictions(*chosen, classes)[0]
+    refuse([f"{where}: {problem}"] if problem else [], where)
+    return [f"{where}: {line}" for line in warnings]
+
+
+def check_meaning(manifest: Manifest) -> None:
+    """Read all masks of `manifest` and hold them against its labels, see `refuse_other_meaning`."""
+    measured = manifest.with_masks()
+
+    def look(image_id: str) -> Seen:
+        return meaning.seen(measured.mask(image_id))
+
+    masks = list(in_order(look, measured.ids, min(8, os.cpu_count() or 1), "checking masks"))
+    refuse_other_meaning(measured.table, measured.classes, masks, f"{manifest.root}")
 
 
 def refuse(problems: Iterable[str], where: str) -> None:
@@ -292,19 +326,31 @@ def _decoded(path: Path | str) -> tuple[NDArray[np.uint8], bool]:
     raise UserError(f"{path}: holds numbers of 32 bits (mode {mode}), not colours; save it with 8 bits")
 
 
-def _check(root: Path, count: int, row: tuple[str, str, Size | None]) -> tuple[int, int, bool] | str:
-    """(height, width, turned) of a picture, or what is wrong with it, its mask or the size of its outlines."""
+@dataclass(frozen=True)
+class _Picture:
+    """What is known of a picture that was looked at."""
+
+    height: int
+    width: int
+    turned: bool
+    """Shown turned, and drawn on by a mask or an outline."""
+    mask: Seen | None
+
+
+def _check(root: Path, count: int, row: tuple[str, str, Size | None]) -> _Picture | str:
+    """What is known of a picture, or what is wrong with it, its mask or the size of its outlines."""
     image, mask, outlined = row
     try:
         picture, turned = _decoded(root / image)
         height, width = picture.shape[:2]
-        if mask:
-            _check_mask(root / mask, (height, width), count, turned)
+        if mask and os.path.normpath(mask) == os.path.normpath(image):
+            return f"{root / mask}: is the picture, given as its mask; name the folder of the masks"
+        held = _check_mask(root / mask, (height, width), count, turned) if mask else None
         if outlined and outlined != (height, width):
             return _other_size(root / image, outlined, (height, width), turned)
     except UserError as error:
         return str(error)
-    return height, width, turned and bool(mask or outlined)
+    return _Picture(height, width, turned and bool(mask or outlined), held)
 
 
 def _warn_of_turned(images: pd.Series) -> None:
@@ -327,8 +373,9 @@ def _other_size(path: Path, outlined: Size, size: Size, turned: bool) -> str:
     return f"{path}: is {size[1]}×{size[0]}, its annotation {outlined[1]}×{outlined[0]} (width×height); {mend}"
 
 
-def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> None:
-    label = read_index_png(path)
+def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> Seen:
+    """What a mask holds; UserError if it does not fit its picture, or has a value that no class has."""
+    label, palette = read_with_palette(path)
     if label.shape != size:
         mend = "give both the same size"
         if turned and label.shape == size[::-1]:
@@ -339,10 +386,10 @@ def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> 
         raise UserError(
             f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height); {mend}"
         )
-    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-    wrong = [int(value) for value in values if count < value != IGNORE]
-    if wrong:
+    held = meaning.seen(label, palette)
+    if wrong := sorted(value for value in held.values if count < value != IGNORE):
         raise UserError(
             f"{path}: holds the value {wrong[0]}, but labels go from 0 to {count} (and 255);"
             " correct the mask or dataset.classes"
         )
+    return held

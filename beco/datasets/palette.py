@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,18 +11,27 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from beco.datasets import paths
 from beco.errors import UserError
 from beco.files import whole
+from beco.firstbytes import UNKNOWN, told
 
-DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files it cannot decode, depending on the format and on where the damage is."""
-PICTURE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
+AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow has it since 11.3, and not everywhere
+PICTURE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "ICO", *AVIF)
 """Formats that are decoded, whatever a file is called. Not among them: those that start other programs (EPS)."""
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm"))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".ico", ".avif", ".tga")
+)
 """What files of these formats are mostly called."""
+BY_SUFFIX = {".tga": "TGA"}
+"""Formats that are decoded where a file's name says so, since nothing in the file does."""
+LOSSY = ("JPEG", "MPO")
+UNREAD_KIND = ("unsupported", "not supported", "not available", "not implemented")
+"""Words of Pillow for a kind of a format that it does not read."""
 MOST_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a file of a kilobyte can claim a terabyte."""
 
@@ -34,26 +44,42 @@ def opened(
     path: Path | str,
     missing: str = "no such picture; copy it there or take it off the list",
     alike: Collection[str] = SUFFIXES,
+    what: str = "a picture",
 ) -> Iterator[Image.Image]:
     """A picture to be decoded within the block; its pixels are as stored, see `turn_upright`.
 
     Raises `UserError` if the file is missing (with those words, or naming one beside it of another case or one of the
-    suffixes `alike`), too large, or cannot be read or decoded.
+    suffixes `alike`), too large, something else than `what` (see `firstbytes.told`), or cannot be read or decoded.
     """
     too_large = f"{path}: has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or cut it into tiles"
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with Image.open(path, formats=formats_of(path)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise UserError(too_large)
             yield picture
     except FileNotFoundError as error:
-        raise UserError(f"{path}: {paths.missing(Path(path), missing, alike)}") from error
+        raise UserError(f"{path}: {told(path, what) or paths.missing(Path(path), missing, alike)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path}: cannot be read ({os.strerror(error.errno)}); check the path") from error
-        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+        raise UserError(f"{path}: {unreadable(path, what, error)}") from error
+
+
+def formats_of(path: Path | str) -> tuple[str, ...]:
+    """The formats that a file is decoded as: `PICTURE_FORMATS`, and one that only its name can tell."""
+    suffix = Path(path).suffix.lower()
+    return (*PICTURE_FORMATS, BY_SUFFIX[suffix]) if suffix in BY_SUFFIX else PICTURE_FORMATS
+
+
+def unreadable(path: Path | str, what: str, error: Exception) -> str:
+    """Why Pillow has raised one of `DAMAGED`, with the mend: the file is something else, not to be read, or broken."""
+    if isinstance(error, OSError) and error.errno:
+        return told(path, what) or f"cannot be read ({os.strerror(error.errno)}); check the path"
+    if words := told(path, what, () if formats_of(path) == PICTURE_FORMATS else (UNKNOWN,)):
+        return words
+    if any(words in str(error).lower() for words in UNREAD_KIND):
+        return f"is of a kind that is not read ({error}); convert it to PNG or JPEG"
+    return f"truncated or damaged; copy it again ({error})"
 
 
 def turn_upright(picture: Image.Image) -> bool:
@@ -93,11 +119,23 @@ def read_index_png(path: Path | str, modes: tuple[str, ...] = ("P", "L")) -> NDA
     Raises `UserError` if the file is missing, damaged, or of none of Pillow's `modes`, such as one that holds colours
     instead of label values.
     """
-    with opened(path, "no such mask; copy it there or take its picture off the list", (".png",)) as picture:
-        mode = picture.mode
-        if mode in modes:
+    return read_with_palette(path, modes)[0]
+
+
+def read_with_palette(
+    path: Path | str, modes: tuple[str, ...] = ("P", "L")
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """As `read_index_png`, and the palette, (n, 3) uint8 RGB, or None of a grey PNG. JPEGs, which blur, are refused."""
+    missing = "no such mask; copy it there or take its picture off the list"
+    with opened(path, missing, (".png",), "a mask") as picture:
+        mode, form = picture.mode, picture.format
+        if mode in modes and form not in LOSSY:
+            palette = picture.getpalette("RGB")
             turn_upright(picture)
-            return np.array(picture, dtype=np.uint8)
+            colours = None if palette is None else np.array(palette, dtype=np.uint8).reshape(-1, 3)
+            return np.array(picture, dtype=np.uint8), colours
+    if form in LOSSY:
+        raise UserError(f"{path}: is a JPEG, which changes label values; save masks as palette or 8-bit grey PNG")
     if mode == "L":
         raise UserError(f"{path}: is a grey PNG, not one with a palette; write it again, as `beco predict` does")
     what = f"holds colours (mode {mode})" if "RGB" in mode else f"is of mode {mode}"

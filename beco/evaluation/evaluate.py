@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from beco.datasets.manifest import Manifest
+from beco.datasets.manifest import Manifest, refuse_other_meaning
+from beco.datasets.meaning import Seen
 from beco.datasets.palette import read_index_png
 from beco.errors import UserError
 from beco.evaluation.borders import NearBorder, near_border
-from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, Counts, Scorer, count
+from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, VOID, Counts, Scorer, count
 from beco.files import text_hash, write_csv, write_json
 from beco.ordered import in_order
 
@@ -92,6 +93,7 @@ def write_result(
 
     That file comes last, so that its presence means all are there.
     """
+    refuse_contradictions(manifest, scorer)
     names = ["background", *manifest.classes]
     result = scorer.result()
     split = ", ".join(dict.fromkeys(manifest.table["split"]))
@@ -120,6 +122,14 @@ def write_result(
     }
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def refuse_contradictions(manifest: Manifest, scorer: Scorer) -> None:
+    """UserError if most of the masks that were measured contradict the labels, as where the manifest was built."""
+    truths = [frozenset(rows[rows[:, 1] > 0, 0].tolist()) for rows in scorer.class_rows]
+    masks = [Seen(values or frozenset({VOID}), {}) for values in truths]
+    table = manifest.table.loc[[row["image_id"] for row in scorer.rows]]
+    refuse_other_meaning(table, manifest.classes, masks, f"{manifest.root}")
 
 
 def _by_image_and_class(scorer: Scorer) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from beco import crf
 from beco.config import Labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.evaluation.evaluate import refuse_contradictions
 from beco.evaluation.metrics import Counts, Scorer, count, foreground_mean
 from beco.files import write_csv
 from beco.ordered import in_order
@@ -39,6 +40,7 @@ def sweep(
     for image_id, found in zip(measured.ids, in_order(work, measured.ids, threads, "sweep"), strict=True):
         for scorer, counts in zip(scorers, found, strict=True):
             scorer.merge(image_id, counts)
+    refuse_contradictions(measured, scorers[0])
     frame = pd.DataFrame([_row(background, scorer) for background, scorer in zip(backgrounds, scorers, strict=True)])
     write_csv(frame, output)
     return frame

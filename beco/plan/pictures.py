@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from beco.config import Config, Dataset
 from beco.datasets.manifest import read_picture
+from beco.datasets.palette import opened
 from beco.errors import UserError
 
 T = TypeVar("T")
@@ -203,11 +203,8 @@ def _measured(train: int, val: int, classes: int, shown: float, paths: Sequence[
     """With the mean sides of the pictures at `paths`, read from their headers."""
     sizes = []
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                sizes.append(sorted(picture.size))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as a picture ({error}); run `beco check`") from error
+        with opened(path) as picture:
+            sizes.append(sorted(picture.size))
     height, width = np.mean(sizes, axis=0).round().astype(int).tolist()
     notes = (
         f"{train} + {val} pictures, {classes} classes ({where})",

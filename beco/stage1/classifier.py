@@ -25,6 +25,8 @@ from beco.sampling import Draws, mixed_seed
 
 log = logging.getLogger("beco")
 
+MOST_NAMED = 5
+
 
 class CamNetwork(nn.Module):
     """Backbone at a given output stride with a class map per class.
@@ -101,8 +103,14 @@ def train(
     output: Path,
     replace: bool,
 ) -> None:
-    """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`."""
-    pictures = manifest.split(train_split)
+    """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`.
+
+    What cannot be scored afterwards is told before: UserError for a split without pictures, a warning for classes
+    without average precision (`unscored`).
+    """
+    pictures, held_out = manifest.split(train_split), manifest.split(val_split)
+    if words := unscored(held_out):
+        log.warning("%s", words)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
     network = build(settings, len(manifest.classes))
     identity = {
@@ -124,8 +132,9 @@ def train(
     )
     if not state.is_writer:
         return
-    scores = evaluate(network, manifest.split(val_split), settings, compute)
-    log.info("classifier: mAP %.3f on %s", scores["map"], val_split)
+    scores = evaluate(network, held_out, settings, compute)
+    told = "unknown" if scores["map"] is None else f"{scores['map']:.3f}"
+    log.info("classifier: mAP %s on %s", told, val_split)
     metadata = {
         "encoder": settings.encoder.model_dump_json(),
         "output_stride": str(settings.output_stride),
@@ -147,9 +156,10 @@ def train(
 
 @torch.inference_mode()
 def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, compute: Compute) -> dict[str, Any]:
-    """Average precision of every class over a split, at the size `settings.resize`, and their mean."""
-    from torchmetrics.functional.classification import multilabel_average_precision  # here: it takes seconds
+    """Average precision of every class over a split, at the size `settings.resize`, and their mean.
 
+    A class without a positive has none (None) and is left out of the mean, which is None where no class has one.
+    """
     device = choose_device(compute.device)
     network = network.eval().to(device)
     logits: dict[str, Tensor] = {}
@@ -157,13 +167,32 @@ def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, comput
         logits.update(zip(ids, network(images.to(device)).float().cpu(), strict=True))
     scores = torch.stack([logits[image_id] for image_id in manifest.ids])
     targets = torch.from_numpy(manifest.labels()).long()
-    precision = multilabel_average_precision(scores, targets, len(manifest.classes), average="none")
-    present = targets.any(0)  # a class without a positive has no average precision
-    named = {
-        name: float(value) if here else None
-        for name, value, here in zip(manifest.classes, precision, present, strict=True)
-    }
-    return {"map": float(precision[present].mean()), "ap": named}
+    precision = average_precision(scores, targets)
+    known = [value for value in precision if value is not None]
+    mean = float(torch.tensor(known).mean()) if known else None
+    return {"map": mean, "ap": dict(zip(manifest.classes, precision, strict=True))}
+
+
+def average_precision(scores: Tensor, targets: Tensor) -> list[float | None]:
+    """Average precision of each class: scores (N, K) float32 and targets (N, K) int64 of 0 and 1; None without a 1."""
+    from torchmetrics.functional.classification import binary_average_precision  # here: it takes seconds
+
+    return [
+        float(binary_average_precision(score.sigmoid(), target)) if target.any() else None
+        for score, target in zip(scores.T, targets.T, strict=True)
+    ]
+
+
+def unscored(manifest: Manifest) -> str:
+    """What to say of the classes that no picture of a split shows, the split in `manifest`; "" if there are none."""
+    split = ", ".join(dict.fromkeys(manifest.table["split"]))
+    counts = manifest.labels().sum(0).tolist()
+    unseen = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
+    if not unseen:
+        return ""
+    names = ", ".join(unseen[:MOST_NAMED]) + (f" and {len(unseen) - MOST_NAMED} more" * (len(unseen) > MOST_NAMED))
+    what = "no average precision" if any(counts) else "no average precision, nor has their mean"
+    return f"no picture of {split} shows {names}: there will be {what}; add such pictures to it to have one"
 
 
 def load(path: Path) -> tuple[CamNetwork, list[str]]:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beco.firstbytes import told
+
 Dictionary = dict[str | int, NDArray[Any]]
 """What is read: arrays by name or by class number."""
 
@@ -80,7 +82,8 @@ def read_dictionary(path: Path) -> Dictionary:
     except Exception as error:  # a damaged pickle may raise anything at all, as the manual of pickle says
         if refused := re.search(r"GLOBAL (\S+)", str(error)):  # how torch names what it would not load
             raise Unfit(Kind.UNSAFE, f"names {refused[1]}") from error
-        raise Unfit(Kind.UNREADABLE, " ".join(str(error).split())[:80]) from error
+        what = told(path, "a file of labels", ("a ZIP archive", "a NumPy array"))
+        raise Unfit(Kind.UNREADABLE, what or " ".join(str(error).split())[:80]) from error
 
 
 def _read_npy(stream: BinaryIO) -> Any:

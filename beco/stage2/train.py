@@ -12,7 +12,7 @@ import torch
 from beco import encoders
 from beco.augment import LabelledPictures
 from beco.config import Network, Training
-from beco.datasets.manifest import Manifest
+from beco.datasets.manifest import Manifest, check_meaning
 from beco.engine import Compute, choose_device, describe, fit
 from beco.errors import UserError
 from beco.files import file_hash, whole, write_json
@@ -113,6 +113,7 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
     if labels is None:
         if not pictures.has_masks:
             raise UserError("labels: truth asked for, but the training split has no masks; name a stage-one recipe")
+        check_meaning(pictures)
         return None
     reader = PseudoLabels(labels)
     reader.check()

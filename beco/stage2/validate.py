@@ -45,6 +45,12 @@ class Validator:
             raise UserError(
                 "training.validate_every: the validation split has no masks to score by; leave it out, and choose: last"
             )
+        side = settings.crop.size
+        if all((self._mask(self.pictures, name, side) == IGNORE).all() for name in self.pictures.ids):  # most: one look
+            raise UserError(
+                "training.validate_every: the masks of the validation split hold 255 (no opinion) alone, so there is "
+                "nothing to score by; mend them, or leave it out, and choose: last"
+            )
 
     def __call__(self, state: State) -> dict[str, float]:
         """The score of the networks as they are, after the epoch that `state` has just ended; {} between scores."""
