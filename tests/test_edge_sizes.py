@@ -51,7 +51,7 @@ def strict(path: Path) -> dict[str, object]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{path}: {word}")
 
-    return json.loads(path.read_text(), parse_constant=refuse)
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 # --- the classifier -----------------------------------------------------------------------------------------
