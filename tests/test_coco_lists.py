@@ -247,6 +247,17 @@ def test_outlines_on_the_pixels_as_stored_are_named_with_their_mend(
     assert built.mask(built.ids[0]).shape == built.image(built.ids[0]).shape[:2] == SIZE[::-1]
 
 
+def test_masks_stay_as_they_are_where_a_list_is_refused(root: Path) -> None:
+    masks = root.parent / "masks"
+    coco.render(root, *LISTS, None, Coco(), masks)
+    before = {path.name: path.read_bytes() for path in masks.iterdir()}
+    edit(root, lambda content: content["annotations"][0].update(category_id=17), TRAIN)
+    edit(root, lambda content: content["annotations"][0].update(segmentation=[[0, 0, 99, 0, 9, 9]]), VAL)
+    with pytest.raises(UserError, match=r"instances_val2014\.json: annotation 100"):
+        coco.render(root, *LISTS, None, Coco(), masks)
+    assert {path.name: path.read_bytes() for path in masks.iterdir()} == before
+
+
 # --- values that no reader expects --------------------------------------------------------------------------
 
 

@@ -338,6 +338,21 @@ def test_values_that_are_not_what_their_tag_says(text: str) -> None:
         read_settings(Dataset, text + "\n")
 
 
+@pytest.mark.parametrize("path", ["classifier.seed", "training.schedule.steps", "cam.batch_size", "gallery"])
+def test_numbers_that_no_machine_holds(path: str) -> None:
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    *keys, last = path.split(".")
+    section = values
+    for key in keys:
+        section = section.setdefault(key, {})
+    section[last] = 10**400
+    with pytest.raises(UserError, match=rf"{last}: the number is too large; write one") as caught:
+        validate_config(values)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UserError, match="seeds: the number is too large"):
+        validate_config({"experiments": {"a": {"recipe": "single", "labels": "cam", "seeds": [0, 2**63]}}})
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_configurations_in_utf16(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "c.yaml").write_bytes("{format: voc}\n".encode(encoding))

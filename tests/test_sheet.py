@@ -125,6 +125,24 @@ def test_names_are_brought_to_one_spelling(tmp_path: Path) -> None:
     assert build(tmp_path, columns, classes=["dog", "Bär"]).classes == ["dog", "Bär"]
 
 
+@pytest.mark.parametrize("cell", ["cat, dog", "cat dog", "cat;dog", "[cat"])
+def test_the_mend_fits_what_parts_the_cells(tmp_path: Path, cell: str) -> None:
+    labelled(tmp_path, "cat", "dog", "cat")
+    lines = ["image;labels", f"0.png;{cell}", "1.png;dog", "2.png;cat"]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    section = {"format": "folder", "root": str(tmp_path / "pictures"), "labels": str(tmp_path / "own.csv")}
+    with pytest.raises(Problems) as caught:
+        formats.build(Dataset.model_validate(section), tmp_path / "other.csv")
+    assert any("line 2: " in line and "cat|dog" in line for line in caught.value.lines)
+    (tmp_path / "own.csv").write_text("\n".join(lines).replace(cell, "cat|dog"))  # as the mend says
+    assert formats.build(Dataset.model_validate(section), tmp_path / "other.csv").classes == ["cat", "dog"]
+
+
+def test_names_parted_by_bare_commas(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, [["image", "labels"], ["0.png", "cat"], ["1.png", "cat"], ["2.png", "cat", " dog"]])
+    assert "line 4: 3 fields for 2 columns; write several labels as cat;dog" in line
+
+
 def test_many_cells_alike_are_one_line(tmp_path: Path) -> None:
     line = refused_label(tmp_path, "cat, dog", "dog, cat", "cat, dog, cow")
     assert "`cat, dog` holds" in line and "(and 2 more like it)" in line

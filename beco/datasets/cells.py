@@ -50,28 +50,26 @@ def _leaves(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [leaf for item in value for leaf in _leaves(item)]
 
 
-def not_a_name(text: str) -> tuple[str, str] | None:
-    """Why the text between two separators is no name, and the mend; None if it may be one."""
+def not_a_name(text: str, joint: str = ";") -> tuple[str, str] | None:
+    """Why the text between two separators is no name, and the mend; None if it may be one. `joint` parts names."""
     if text.casefold() in NOTHING:
         return "means nothing", "leave the cell empty where a picture shows no class"
     if DOUBTFUL.search(text):
-        return (
-            "holds a comma, line break, bracket or quote",
-            f"write {_meant(text)} (names, with ; between several), or list it in dataset.classes if it is one name",
-        )
+        mend = f"write {_meant(text, joint)} (names, with {joint} between several)"
+        return "holds a comma, line break, bracket or quote", f"{mend}, or list it in dataset.classes if it is one name"
     if is_background(text):
         return f"is no class: {BACKGROUND}", "leave it out, and the cell empty where a picture shows no class"
     return None
 
 
-def _meant(text: str) -> str:
+def _meant(text: str, joint: str) -> str:
     """The names that a text seems to hold, written as they should be."""
     try:
         parts = _leaves(_literal(text))
     except (TypeError, RecursionError):  # no literal, or one of numbers
         parts = re.split(rf"[{SEPARATORS}{BRACKETS}{QUOTES}]+", text)
     names = [name for name in (clean(part).strip("'`‘’ ") for part in parts) if name]
-    return shown(";".join(names)) if names and not DOUBTFUL.search("".join(names)) else "cat;dog"
+    return shown(joint.join(names if names and not DOUBTFUL.search("".join(names)) else ["cat", "dog"]))
 
 
 def by_words(names: Iterable[str]) -> dict[str, str]:

@@ -49,7 +49,8 @@ def build(
         root: the folder that holds `annotations` and the folders of pictures.
         train: training list, `annotations/instances_<train>.json` with the pictures in `<train>`.
         val: validation list, likewise; no picture may be in both.
-        classes: the names of all categories in label order 1…K; None: by ascending category id.
+        classes: the names of the categories in label order 1…K, of which only those without annotations may be left
+            out; None: all, by ascending category id.
         settings: whether a crowd counts for the image-level labels.
         masks: the folder that `render` draws into, before or after; it is not looked into.
         output: `manifest.csv`; its splits are called `train` and `val` whatever the lists are called.
@@ -188,6 +189,8 @@ def render(
         "annotations": {name: file_hash(json_path(root, name)) for name in (train, val)},
         "code": stage_hash("beco.datasets.coco"),
     }
+    for name in (train, val):  # both, before any older mask is removed and the first is drawn
+        classes = read(root, name, classes).classes
     _start(output, rule)
     done = {path.stem for path in output.glob("*.png")}
     taken: set[str] = set()

@@ -50,6 +50,8 @@ class Sheet:
     classes: list[str]
     """Foreground classes in label order: that of `dataset.classes`, of the columns, or of the alphabet."""
     has_split: bool
+    joint: str = ";"
+    """What is to stand between two names in a cell: `|` where `;` parts the cells."""
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     A UserError at once where nothing can be made of the file: no such file, no text, no rows, no column `image`. All
     else that is wrong is in `problems`, and its rows are in `rows` as far as they can be understood.
     """
-    lines = _lines(path)
+    lines, separator = _lines(path)
     header = [clean(name) for name in lines[0][1]]
     classes = None if classes is None else [clean(name) for name in classes]
     if "image" not in header:
@@ -72,7 +74,7 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
             f"{path}: has no column `image`; give that name to the column with each picture's path (there are: "
             f"{', '.join(header)})"
         )
-    sheet = Sheet(path, [], "split" in header)
+    sheet = Sheet(path, [], "split" in header, "|" if separator == ";" else ";")
     cells = [(line, dict(zip(header, values, strict=True))) for line, values in _whole_rows(sheet, header, lines[1:])]
     _check_header(sheet, header)
     if "labels" in header:
@@ -93,8 +95,8 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     return sheet
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Every line that is not blank with its number, the header first."""
+def _lines(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Every line that is not blank with its number, the header first, and what parts the cells."""
     missing = "no such file; set dataset.labels to the CSV of your labels"
     text = read_text(path, "save it as `CSV UTF-8`", missing)
     header = text.partition("\n")[0]
@@ -106,7 +108,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"{path}: line {reader.line_num}: not readable as CSV ({error}); mend its quotes") from error
     if len(found) < 2:
         raise UserError(f"{path}: lists no pictures; write a header and one row for each picture")
-    return found
+    return found, separator
 
 
 def _whole_rows(sheet: Sheet, header: list[str], lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
@@ -115,7 +117,10 @@ def _whole_rows(sheet: Sheet, header: list[str], lines: list[tuple[int, list[str
         if len(values) == len(header):
             found.append((line, values))
         else:
-            sheet.wrong(line, f"{len(values)} fields for {len(header)} columns; put names with commas in quotes")
+            mend = "put names with commas in quotes"
+            if "labels" in header:
+                mend = f"write several labels as cat{sheet.joint}dog, and put other texts with commas in quotes"
+            sheet.wrong(line, f"{len(values)} fields for {len(header)} columns; {mend}")
     return found
 
 
@@ -153,10 +158,10 @@ def _named(sheet: Sheet, cells: list[tuple[int, dict[str, str]]], classes: list[
         written = split_names(row["labels"])
         if written is None:
             cell = shown(row["labels"])
-            sheet.wrong(line, f"labels is `{cell}`, not a list of names; write ['cat', 'dog'], or cat;dog")
+            sheet.wrong(line, f"labels is `{cell}`, not a list of names; write ['cat', 'dog'], or cat{sheet.joint}dog")
         names = set()
         for text in written or []:
-            if clean(text) not in (classes or ()) and (reason := not_a_name(text)):
+            if clean(text) not in (classes or ()) and (reason := not_a_name(text, sheet.joint)):
                 doubts.setdefault(reason, []).append((line, text))
             else:
                 names.add(clean(text))
@@ -192,7 +197,7 @@ def _wrong_names(sheet: Sheet, first: dict[str, int], classes: list[str] | None)
         other = spellings.setdefault(name.casefold(), name)
         if parts:
             what = f"`{name}` is made of other classes" if classes is None else f"unknown class `{name}`"
-            mend = f"write {';'.join(parts)}, or list every class in dataset.classes if it is one by itself"
+            mend = f"write {sheet.joint.join(parts)}, or list every class in dataset.classes if it is one by itself"
             sheet.wrong(line, f"{what}; {mend}")
         elif classes is not None:
             sheet.wrong(line, f"unknown class `{name}`{nearest(name, classes)}")

@@ -133,10 +133,11 @@ def _shapes(dataset: Dataset) -> Pictures:
 
 def _voc(dataset: Dataset) -> Pictures:
     from beco.datasets import voc
+    from beco.datasets.classes import check_classes
 
     root = _there(dataset, "JPEGImages")
     train, val = voc.read_list(root, dataset.train), voc.read_list(root, dataset.val)
-    classes = dataset.classes or voc.VOC_CLASSES
+    classes = check_classes(dataset.classes or voc.VOC_CLASSES)
     chosen = _spread(train, LOOKED_AT)
     shown = [len(voc.read_objects(root / "Annotations" / f"{name}.xml", classes)) for name in chosen]
     paths = [root / "JPEGImages" / f"{name}.jpg" for name in chosen]
@@ -149,9 +150,9 @@ def _coco(dataset: Dataset) -> Pictures:
     root = _there(dataset, "annotations")
     train = instances.read(root, dataset.train, dataset.classes)
     shown = float(train.labels(dataset.coco.crowd_labels).sum(axis=1).mean())
-    names = [entry["file_name"] for entry in train.api.imgs.values()]
+    names = list(train.paths().values())
     count, classes = len(names), train.classes
-    paths = [root / dataset.train / name for name in _spread(names, LOOKED_AT)]
+    paths = [root / name for name in _spread(names, LOOKED_AT)]
     del train  # train2014 takes gigabytes
     val = len(instances.read(root, dataset.val, dataset.classes).api.imgs)
     return _measured(count, val, len(classes), shown, paths, str(root))
@@ -159,13 +160,14 @@ def _coco(dataset: Dataset) -> Pictures:
 
 def _folder(dataset: Dataset) -> Pictures:
     from beco.datasets import folder
+    from beco.datasets.paths import image_id
     from beco.datasets.sheet import read_sheet
 
     root = _there(dataset)
     sheet = read_sheet(Path(str(dataset.labels)), dataset.classes)
     if not sheet.rows or not sheet.classes:
         raise UserError(f"{sheet.path}: names no picture with a class; run `beco check` on this configuration")
-    shown = {folder.image_id(row.image): row.present for row in sheet.rows}
+    shown = {image_id(row.image): row.present for row in sheet.rows}
     if sheet.has_split:
         val = sum(row.split == "val" for row in sheet.rows)
     else:

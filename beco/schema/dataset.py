@@ -61,8 +61,8 @@ class Dataset(Section):
     classes: list[str] | None = Field(
         None,
         min_length=1,
-        description="class names in label order 1…; null: the 20 of VOC, COCO's categories by their id, or "
-        "those of the CSV (folder)",
+        description="class names in label order 1…, without background; null: the 20 of VOC, COCO's categories by "
+        "their id (what has no annotation may be left out here), or those of the CSV (folder)",
     )
     labels: str | None = Field(None, description="the CSV of image-level labels (folder), see beco/datasets/folder.py")
     masks: str | None = Field(
