@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from plans import config
 from results_for_tests import ODD, make_cams, make_labels, make_manifest, make_run
 from torchmetrics.functional.classification import multilabel_average_precision
 
+from beco import check
 from beco.config import Classifier, Crop, Encoder, Schedule, Training
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
@@ -102,6 +104,14 @@ def test_a_classifier_ends_well_and_tells_before_what_it_cannot_score(
     shown = np.array(val).any(0)
     assert [value is not None for value in written["ap"].values()] == shown.tolist()  # type: ignore[attr-defined]
     assert (tmp_path / "out" / "classifier.safetensors").is_file()
+
+
+def test_check_tells_what_will_not_be_scored_and_which_value_is_which_class(tmp_path: Path) -> None:
+    group = check.Group("dataset")
+    manifest = pictures(tmp_path, [[1, 0], [0, 1]] * 8, [[0, 1]])
+    check._describe(config(), replace(manifest, table=manifest.table.assign(mask="m.png")), group)
+    assert any("shows c0: there will be no average precision" in note for note in group.notes)
+    assert any("0 background, 1 c0, 2 c1" in note for note in group.notes) and not group.problems
 
 
 def test_a_split_without_pictures_is_refused_before_the_training(tmp_path: Path) -> None:

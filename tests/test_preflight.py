@@ -45,7 +45,8 @@ def test_it_takes_the_list_of_an_earlier_run(tmp_path: Path) -> None:
     (tmp_path / "own" / "manifest.csv").write_text(listed)
     of = config(results=str(tmp_path), dataset={"name": "own", "format": "voc", "root": "gone"})
     data = check.check(of, quick=True)[0]
-    assert data.notes == ["2 pictures (1 train, 1 val), 1 classes, no masks"]
+    assert data.notes[0] == "2 pictures (1 train, 1 val), 1 classes, no masks"
+    assert "no picture of val shows cat" in data.notes[1]
     assert "batch_size (8)" in data.problems[0] and "more than the 1 training pictures" in data.problems[0]
 
 
