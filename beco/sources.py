@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-LEFT_OUT = ("beco.config", "beco.schema", "beco.errors")
+LEFT_OUT = ("beco.config", "beco.schema", "beco.errors", "beco.text")  # the last: text in UTF-8, or a refusal
 
 
 def stage_hash(module: str, *extra: str) -> str:

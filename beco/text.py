@@ -42,4 +42,6 @@ def shown(text: str) -> str:
 
 def breaks_lines(text: str) -> bool:
     """Whether a name holds line breaks, other control characters, or halves of characters: no file may be named so."""
+    if text.isprintable():  # which is quick; it says no to unusual spaces, too
+        return False
     return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)

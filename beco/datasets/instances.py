@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import posixpath
 import reprlib
 from collections import Counter
@@ -205,11 +204,15 @@ def _ids(name: str, files: dict[int, str], taken: Collection[str]) -> dict[int, 
     counts = Counter(stems.values())
     found = {}
     for number, stem in stems.items():
-        below = os.path.relpath(_path(name, files[number]), name)
-        whole = image_id(_path(name, files[number]) if below.startswith("../") else below)
-        own = stem if counts[stem] == 1 else whole
-        found[number] = own if own not in taken else image_id(f"{name}/{whole}")
+        own = stem if counts[stem] == 1 else _whole(name, files[number])
+        found[number] = own if own not in taken else image_id(f"{name}/{_whole(name, files[number])}")
     return found
+
+
+def _whole(name: str, file: str) -> str:
+    """An id of the whole path below the list's folder, or below the root where it leads out of that."""
+    path = _path(name, file)
+    return image_id(path.removeprefix(f"{posixpath.normpath(name)}/"))
 
 
 def _wrong_names(images: list[dict[str, Any]], path: Path, name: str) -> Iterator[str]:
