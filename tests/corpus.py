@@ -14,6 +14,7 @@ import numpy as np
 from corpus_inputs import (
     SIZE,
     Harm,
+    all_masks,
     as_mask,
     as_picture,
     cell,
@@ -30,6 +31,7 @@ from corpus_inputs import (
     named,
     other_size,
     picture,
+    pictures_as_masks,
     png_header,
     prediction,
     renamed,
@@ -232,6 +234,12 @@ CASES = [
          ("a.png", "is a JPEG, which changes label values", "8-bit grey PNG")),
     Case("mask of 20,000×20,000", text("data/SegmentationClass/a.png", png_header(20_000, 20_000)),
          ("a.png", "100 million", "smaller")),
+    Case("masks of 0 and 255", all_masks({1: 255, 2: 255}), ("hold none of the classes", "255 means no opinion")),
+    Case("masks with two classes swapped", all_masks({1: 2, 2: 1}), ("2 cat, 1 dog", "order of the classes")),
+    Case("masks of 255 alone", all_masks({0: 255, 1: 255, 2: 255}), ("255", "write label values")),
+    Case("palette that an editor sorted anew", all_masks({0: 1, 1: 0}, colours={0: 1, 1: 0}),
+         ("a.png", "the palette is in another order", "1 cat")),
+    Case("pictures given as masks", pictures_as_masks, ("a.png", "is a JPEG, which changes label values")),
     Case("mask of 1×1", as_mask(lambda: Image.new("L", (1, 1))), ("a.png", "is 1×1, its picture 24×16", "same size")),
     # manifests
     Case("manifest with a BOM", table(lambda b: b"\xef\xbb\xbf" + b), command="evaluate", accepted=scored),

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from beco import pseudolabels
-from beco.datasets.palette import write_index_png
+from beco.datasets.palette import read_index_png, voc_palette, write_index_png
 from beco.store import create
 
 SIZE = (16, 24)  # height, width
@@ -166,6 +166,29 @@ def as_picture(make: Callable[[], Image.Image], form: str) -> Harm:
 
 def as_mask(make: Callable[[], Image.Image], form: str = "PNG") -> Harm:
     return lambda at: make().save(at / "data" / "SegmentationClass" / "a.png", format=form)
+
+
+def all_masks(values: dict[int, int], colours: dict[int, int] | None = None) -> Harm:
+    """Other values in all masks; `colours` goes on to show, by value, the colour of another one."""
+
+    def harm(at: Path) -> None:
+        table, palette = np.arange(256, dtype=np.uint8), voc_palette()
+        table[list(values)] = list(values.values())
+        if colours:
+            palette[list(colours)] = voc_palette()[list(colours.values())]
+        for path in (at / "data" / "SegmentationClass").iterdir():
+            image = Image.fromarray(table[read_index_png(path)])
+            image.putpalette(palette.tobytes())
+            image.save(path)
+
+    return harm
+
+
+def pictures_as_masks(at: Path) -> None:
+    """Grey ones, as files that are called masks."""
+    for name in "abv":
+        with Image.open(at / "data" / "JPEGImages" / f"{name}.jpg") as image:
+            image.convert("L").save(at / "data" / "SegmentationClass" / f"{name}.png", format="JPEG")
 
 
 def png_header(width: int, height: int) -> bytes:

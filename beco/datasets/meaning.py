@@ -75,7 +75,8 @@ def contradictions(
         return _of_silent(_some(names, silent), silent, masks, classes), []
     wrong = _any(held) & ~_any(held & shown)  # no pixel of an object can be right
     if other := _other_order(shown, held):
-        found = ", ".join(f"{value + 1} {classes[k]}" for k, value in other)
+        found = ", ".join(f"{value + 1} {classes[k]}" for k, value in other[:ORDER_SHOWN])
+        found += ", …" if len(other) > ORDER_SHOWN else ""
         return f"values fit the labels of the pictures in another order ({found}); {_mend(classes)}", []
     if 2 * wrong.sum() > _any(held).sum():
         what = "hold classes alone that the labels of their pictures do not name"
