@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from beco import schema
 from beco.errors import UserError
+from beco.files import unreadable
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
 
@@ -137,7 +138,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error, "cannot be read; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not text in UTF-8; save it as such") from error
 

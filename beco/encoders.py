@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -19,8 +17,15 @@ from torch import Tensor, nn
 
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.files import file_hash, whole
-from beco.weights import load_weights, one_line, read_weights
+from beco.files import file_hash, unreadable, whole
+from beco.weights import (
+    load_weights,
+    one_line,
+    read_safetensors,
+    read_weights,
+    refuse_unsound,
+    write_safetensors,
+)
 
 UNPOOLED = "unpooled"
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
@@ -263,24 +268,21 @@ def weights_hash(encoder: Encoder) -> str | None:
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's tensors and text metadata as .safetensors, atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    metadata = {**metadata, "shortcuts": UNPOOLED}
     with whole(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, metadata))  # save_file would ignore the umask
+        write_safetensors(temporary, state, {**metadata, "shortcuts": UNPOOLED})
 
 
 def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `save_network` wrote. UserError if it is missing, damaged or another's."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors, metadata = read_safetensors(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the training that makes it first") from error
     except Exception as error:
-        raise UserError(
-            f"{path}: not readable as safetensors ({one_line(error)}); remove it and train again"
-        ) from error
+        damage = f"not readable as safetensors ({one_line(error)}); remove it and train again"
+        raise unreadable(path, error, damage) from error
     if "classes" not in metadata:
         raise UserError(
             f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
         )
-    return tensors, metadata
+    return refuse_unsound(tensors, path), metadata

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from corpus_inputs import (
     SIZE,
     Harm,
@@ -31,6 +32,7 @@ from corpus_inputs import (
     prediction,
     replaced,
     table,
+    tensor,
     text,
     tiny,
     train_list,
@@ -172,7 +174,7 @@ CASES = [
          ("m.csv", "not readable as CSV", "mend it"), "evaluate"),
     Case("manifest with a row too short", table(lambda b: b + b"x,val,x.jpg\n"), ("m.csv", "width", "line 5"),
          "evaluate"),
-    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "not readable as CSV"), "evaluate"),
+    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "Is a directory", "check the path"), "evaluate"),
     Case("manifest with a column twice", table(lambda b: b.replace(b"cat,dog", b"cat,cat")),
          ("m.csv", "two columns cat", "keep one"), "evaluate"),
     Case("width NaN", cell("width", "nan"), ("m.csv", "width is `nan` in line 2", "write a whole number"), "evaluate"),
@@ -215,6 +217,14 @@ CASES = [
          ("w.safetensors", "not a readable weights file"), "train-classifier"),
     Case(".safetensors whose header claims 2⁶³ bytes", text("w.safetensors", b"\xff" * 7 + b"\x7f" + b"{}"),
          ("w.safetensors", "not a readable weights file", "copy it again"), "train-classifier"),
+    Case("int8 in .pth", tensor(lambda: torch.ones(2, dtype=torch.int8)), ("w.pth", "int8", "save"), "train-classifier"),
+    Case("sparse in .pth", tensor(lambda: torch.eye(2).to_sparse()), ("w.pth", "sparse", "save"), "train-classifier"),
+    Case("meta in .pth", tensor(lambda: torch.ones(2, device="meta")), ("w.pth", "no content", "save"),
+         "train-classifier"),
+    Case("quantised in .pth", tensor(lambda: torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8)),
+         ("w.pth", "quantised", "save"), "train-classifier"),
+    Case("a list in .pth", tensor(lambda: [torch.ones(2)]), ("w.pth", "no table of tensors", "list", "save"),
+         "train-classifier"),
     # artifacts
     Case("labels.h5 of another manifest", labels(lambda file: file.move("label/a", "label/z")),
          ("labels.h5", "no label for a", "run its stage again"), "evaluate-labels"),
@@ -222,7 +232,7 @@ CASES = [
          ("labels.h5", "no confidence for a", "run its stage again"), "evaluate-labels"),
     Case("labels.h5 of an older version", labels(lambda file: file["confidence/a"].attrs.__delitem__("steps")),
          ("labels.h5", "made by an older version", "run its stage again"), "evaluate-labels"),
-    Case("labels.h5 that is a folder", folder("labels.h5"), ("labels.h5", "not a readable HDF5 file"),
+    Case("labels.h5 that is a folder", folder("labels.h5"), ("labels.h5", "Is a directory", "check the path"),
          "evaluate-labels"),
     Case("labels of another size", labels(lambda file: other_size(file, "a")),
          ("a", "3×3", "24×16"), "evaluate-labels"),

@@ -29,7 +29,7 @@ from beco.datasets import manifest
 from beco.datasets.manifest import IGNORE, MASK_RULE, Manifest, check_classes
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
-from beco.files import file_hash, read_json, write_json
+from beco.files import file_hash, read_json, unreadable, write_json
 from beco.ordered import in_order
 from beco.sources import stage_hash
 
@@ -189,7 +189,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); copy it again") from error
+        raise unreadable(path, error, f"not readable as JSON ({error}); copy it again") from error
     for part, keys in PARTS.items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not (entries or part == "annotations"):

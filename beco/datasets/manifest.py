@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from beco.datasets.palette import opened, read_index_png, turn_upright
 from beco.errors import Problems, UserError
-from beco.files import read_json, whole
+from beco.files import read_json, unreadable, whole
 from beco.ordered import in_order
 
 log = logging.getLogger("beco")
@@ -156,7 +156,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such manifest; run `beco manifest` first") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as CSV ({' '.join(str(error).split())}); mend it") from error
+        raise unreadable(path, error, f"not readable as CSV ({' '.join(str(error).split())}); mend it") from error
     if repeated := [name for name in header if header.count(name) > 1]:
         raise UserError(f"{path}: has two columns {repeated[0]}; keep one")
     return table

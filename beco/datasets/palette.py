@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from beco.errors import UserError
-from beco.files import whole
+from beco.files import unreadable, whole
 
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files it cannot decode, depending on the format and on where the damage is."""
@@ -45,9 +44,7 @@ def opened(
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path}: cannot be read ({os.strerror(error.errno)}); check the path") from error
-        raise UserError(f"{path}: truncated or damaged; copy it again ({error})") from error
+        raise unreadable(path, error, f"truncated or damaged; copy it again ({error})") from error
 
 
 def turn_upright(picture: Image.Image) -> bool:

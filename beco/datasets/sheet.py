@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beco.errors import UserError
+from beco.files import unreadable
 from beco.schema.base import nearest
 
 SPECIAL = ("image", "split", "mask", "labels")
@@ -98,7 +99,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as `CSV UTF-8`") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error, "cannot be read; check the path") from error
     header = text.partition("\n")[0]
     separator = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets of many countries write ;
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

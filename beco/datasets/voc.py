@@ -19,6 +19,7 @@ from defusedxml import ElementTree as SafeTree
 from beco.datasets import manifest
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.files import unreadable
 
 VOC_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -76,7 +77,7 @@ def read_list(root: Path, name: str) -> list[str]:
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
+        raise unreadable(path, error, f"cannot be read as text ({error}); copy it again") from error
     if not lines:
         raise UserError(f"{path}: names no pictures; write one id a line")
     ids = [_id(path, words, root) for words in lines]
@@ -183,7 +184,7 @@ def read_objects(path: Path, classes: list[str]) -> set[str]:
     except DefusedXmlException as error:
         raise UserError(f"{path}: defines XML entities, which annotations never need; remove them") from error
     except (OSError, ParseError, ValueError) as error:
-        raise UserError(f"{path}: not readable as XML ({error}); copy it again") from error
+        raise unreadable(path, error, f"not readable as XML ({error}); copy it again") from error
     # Only direct children: the objects' own `part` elements (head, hand, foot) are named as well.
     names = [(item.findtext("name") or "").strip() for item in tree.getroot().findall("object")]
     if not names:

@@ -13,6 +13,7 @@ from PIL import Image
 from beco.config import Config, Dataset
 from beco.datasets.manifest import read_picture
 from beco.errors import UserError
+from beco.files import unreadable
 
 T = TypeVar("T")
 
@@ -207,7 +208,7 @@ def _measured(train: int, val: int, classes: int, shown: float, paths: Sequence[
             with Image.open(path) as picture:
                 sizes.append(sorted(picture.size))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as a picture ({error}); run `beco check`") from error
+            raise unreadable(path, error, f"cannot be read as a picture ({error}); run `beco check`") from error
     height, width = np.mean(sizes, axis=0).round().astype(int).tolist()
     notes = (
         f"{train} + {val} pictures, {classes} classes ({where})",

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beco.files import refusal
+
 Dictionary = dict[str | int, NDArray[Any]]
 """What is read: arrays by name or by class number."""
 
@@ -31,6 +33,7 @@ class Kind(Enum):
     MISSING = ("no file", "add them, or give --allow-missing")
     DOUBLED = ("more than one file", "keep one of them")
     UNREADABLE = ("unreadable or damaged", "copy them again")
+    REFUSED = ("refused by the system", "check the disk, the path and its permissions")
     UNSAFE = ("would run code when read, refused", "get them from a source you trust, or save them as index PNG")
     FORMAT = ("not of this format", "check the folder, or choose another --format")
     SIZE = ("another size than the picture", "export them at the size of the pictures")
@@ -63,6 +66,16 @@ class Unfit(Exception):
         """Of the file or picture, where it is known."""
 
 
+def unfit_to_read(path: Path, error: Exception) -> Unfit:
+    """What is wrong with a file that a reader failed on: the system or its content."""
+    said = refusal(path, error)
+    return (
+        Unfit(Kind.REFUSED, said.partition(";")[0])
+        if said
+        else Unfit(Kind.UNREADABLE, " ".join(str(error).split())[:80])
+    )
+
+
 def read_dictionary(path: Path) -> Dictionary:
     """The dictionary in a `.npy` file (a pickle in a 0-d object array) or in a file of `torch.save`.
 
@@ -80,7 +93,7 @@ def read_dictionary(path: Path) -> Dictionary:
     except Exception as error:  # a damaged pickle may raise anything at all, as the manual of pickle says
         if refused := re.search(r"GLOBAL (\S+)", str(error)):  # how torch names what it would not load
             raise Unfit(Kind.UNSAFE, f"names {refused[1]}") from error
-        raise Unfit(Kind.UNREADABLE, " ".join(str(error).split())[:80]) from error
+        raise unfit_to_read(path, error) from error
 
 
 def _read_npy(stream: BinaryIO) -> Any:
@@ -110,7 +123,7 @@ def _key(key: Any) -> str | int:
 def _array(value: Any) -> NDArray[Any]:
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     found = value.array if isinstance(value, _Array) else np.asarray(value)
     if found is None or found.dtype.kind not in "biuf":
         raise Unfit(Kind.FORMAT, "holds something else than arrays of numbers")

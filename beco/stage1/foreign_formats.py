@@ -21,7 +21,7 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_palette
 from beco.errors import UserError
 from beco.pseudolabels import UNCERTAIN
-from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary
+from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary, unfit_to_read
 from beco.stage1.labels import from_scores, share_of_maximum, with_background
 from beco.stage1.placing import STRIDES, grid, upsampled
 
@@ -244,7 +244,7 @@ def _pixels(path: Path, size: tuple[int, int]) -> tuple[str, NDArray[np.uint8]]:
                 raise _other_size(picture.size[::-1], size)
             return picture.mode, np.asarray(picture).astype(np.uint8)
     except DAMAGED as error:
-        raise Unfit(Kind.UNREADABLE, " ".join(str(error).split())[:80]) from error
+        raise unfit_to_read(path, error) from error
 
 
 def _from_colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
