@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import file_hash, unreadable, whole
 from beco.weights import (
+    as_present,
     load_weights,
     one_line,
     read_safetensors,
@@ -251,7 +254,7 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
     if encoder.weights == "classifier":
         if classifier is None:
             raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
-        state, metadata = load_network(classifier)
+        state, metadata = load_network(classifier, "classifier")
         refuse_pooled(classifier, metadata, backbone)
         prefix = "backbone."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -272,8 +275,21 @@ def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> Non
         write_safetensors(temporary, state, {**metadata, "shortcuts": UNPOOLED})
 
 
-def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_network` wrote. UserError if it is missing, damaged or another's."""
+NETWORKS = {
+    "classifier": "the classifier.safetensors of beco train-classifier",
+    "irn": "the irn.safetensors of beco train-irn",
+    "networks": "the networks.safetensors of beco train",
+}
+
+
+def load_network(
+    path: Path, kind: str | None = None, classes: list[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_network` wrote.
+
+    UserError if it is missing, damaged or another's, or, where they are given, not of the `kind` (a key of `NETWORKS`)
+    or of the `classes`.
+    """
     try:
         tensors, metadata = read_safetensors(path)
     except FileNotFoundError as error:
@@ -285,4 +301,24 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(
             f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
         )
+    found = "networks" if "network" in metadata else "irn" if "mean_displacement" in tensors else "classifier"
+    if kind not in (None, found):
+        raise UserError(f"{path}: is {NETWORKS[found]}; give {NETWORKS[str(kind)]}")
+    with described(path):
+        if classes is not None and json.loads(metadata["classes"]) != classes:
+            raise UserError(f"{path}: trained for other classes than the manifest's; train it again")
     return refuse_unsound(tensors, path), metadata
+
+
+@contextmanager
+def described(path: Path) -> Iterator[None]:
+    """UserError if the block cannot build the network that a file's metadata describe, or its tensors do not fit it."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: not the network that it says it is ({one_line(error)}); train it again") from error
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load every tensor of a file of ours; within `described`."""
+    module.load_state_dict(as_present(state, module.state_dict(), path))

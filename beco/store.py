@@ -186,9 +186,19 @@ class Store:
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise self.damaged(f"{layer} of {image_id}", error) from error
 
+    def shape(self, layer: str, image_id: str) -> tuple[int, ...]:
+        """The shape of one picture's array, which is not read."""
+        return tuple(self._dataset(layer, image_id).shape)
+
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
-        return self._dataset(layer, image_id).attrs[key]
+        dataset = self._dataset(layer, image_id)
+        try:
+            return dataset.attrs[key]
+        except KeyError:  # as it says
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise self.damaged(f"{layer} of {image_id}", error) from error
 
     def _dataset(self, layer: str, image_id: str) -> Any:
         try:

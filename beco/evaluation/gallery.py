@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from beco.artifacts import check_classes, check_kind
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.evaluation.layers import (
@@ -112,7 +113,12 @@ def labels_gallery(manifest: Manifest, cams: Path | None, sources: list[LabelSou
     with ExitStack() as stack:
         for opened in labels.values():
             stack.enter_context(closing(opened.store))
+            check_kind(opened.store, "labels")
+            check_classes(opened.store, manifest)
         store = None if cams is None else stack.enter_context(Store(cams))
+        if store is not None:
+            check_kind(store, "cams", "scores")
+            check_classes(store, manifest)
         for image_id in worst_first(manifest, scores)[:limit]:
             picture, truth = _pair(manifest, image_id, fine)
             layers = _truth_layers(truth, image_id)
