@@ -42,6 +42,10 @@ class Kind(Enum):
         "values beyond the manifest's classes",
         "check the classes; scipy's imsave and matplotlib stretch the contrast of index PNGs, Pillow does not",
     )
+    RANGE = (
+        "scores beyond 0 to 1, against which the background's score means nothing",
+        "divide each map by its maximum, or save a plane for the background (irn with one plane more, seam-crf)",
+    )
     MASK = ("neither a 0/255 nor a 0/1 mask", "save masks so, or give a folder of scores")
 
     @property
@@ -64,6 +68,8 @@ class Unfit(Exception):
         self.detail = detail
         self.name = name
         """Of the file or picture, where it is known."""
+        self.folder: Path | None = None
+        """That the file is in, likewise."""
 
 
 def unfit_to_read(path: Path, error: Exception) -> Unfit:

@@ -27,6 +27,8 @@ from beco.stage1.placing import STRIDES, grid, upsampled
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
 SAMPLE = 16
+SLACK = 0.05
+"""How far scores may lie beyond 0 to 1: enlarging by cubics overshoots."""
 COLOUR_MODES = ("RGB", "RGBA")
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.floating]]
@@ -184,7 +186,12 @@ def read_labelled(path: Path, form: str, size: tuple[int, int], classes: int, ba
 
 
 def settled(scores: Scores, size: tuple[int, int], classes: int, background: float) -> Labelled:
-    """Label and doubt from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged."""
+    """Label and doubt from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged.
+
+    Where the files have no score for the background, the maps are set against `background`, or against what the best
+    class leaves of 1; so they have to lie within 0 and 1 (and `SLACK`), else `Unfit` says in which range they are.
+    Maps with a background of their own may have any unit: the label is that of the largest.
+    """
     if wrong := [value for value in scores.values if not 1 <= value <= classes]:
         raise Unfit(Kind.VALUES, f"label value {wrong[0]} of {classes}")
     planes = scores.planes
@@ -192,6 +199,10 @@ def settled(scores: Scores, size: tuple[int, int], classes: int, background: flo
         raise Unfit(Kind.FORMAT, f"score maps of shape {planes.shape}")
     if not np.isfinite(planes).all():
         raise Unfit(Kind.UNREADABLE, "scores that are not numbers (NaN or infinite)")
+    if scores.background in ("constant", "complement") and planes.size:
+        low, high = float(planes.min()), float(planes.max())
+        if low < -SLACK or high > 1 + SLACK:
+            raise Unfit(Kind.RANGE, f"from {low:.3g} to {high:.3g}")
     if len(planes) == 0:
         planes = np.zeros((0, *size), np.float32)
     elif planes.shape[1:] != size:
