@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from beco.errors import UserError
@@ -119,7 +120,7 @@ def _not_floating(source: Path | str, key: str, value: Tensor) -> UserError:
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
     """Tensors and metadata; read, not mapped into memory, which not every file system can do and ends in SIGBUS."""
     content = path.read_bytes()
-    tensors = safetensors.torch.load(content)
+    tensors = from_bytes(content)
     return tensors, _header(content)[0].get("__metadata__") or {}
 
 
@@ -128,7 +129,7 @@ def write_safetensors(path: Path, state: State, metadata: dict[str, str]) -> Non
 
     The library writes metadata in an order that is another in every process.
     """
-    content = safetensors.torch.save(state)
+    content = as_bytes(state)
     header, end = _header(content)
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8

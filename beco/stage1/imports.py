@@ -144,8 +144,8 @@ def _write(writer: store.Writer, manifest: Manifest, source: Source, pictures: I
         raise UserError(_told(problems))
     if not seen and manifest.labels().any():
         raise UserError(
-            f"{source.labels.path}: no pixel of any class in {len(manifest)} pictures; are these masks (0 and 255), other "
-            "pictures, or maps whose best score stays below --background?"
+            f"{source.labels.path}: no pixel of any class in {len(manifest)} pictures; are these masks (0 and 255), "
+            "other pictures, or maps whose best score stays below --background?"
         )
     if beyond:
         log.warning(
