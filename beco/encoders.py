@@ -70,6 +70,7 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
     """
     if encoder.name in MIX_TRANSFORMERS:
         return _mix_transformer(encoder, output_stride)
+    _refuse_fixed_size(encoder)
     # 32 is what every model has; those that cannot be dilated do not know the argument
     dilated = {"output_stride": output_stride} if output_stride != 32 else {}
     try:
@@ -81,11 +82,43 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
                 plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
             _undilate(backbone, plain)
     except Exception as error:
-        raise _refusal(encoder, error) from error
+        own = _own_stride(encoder) if output_stride in (8, 16) and _is_of_dilation(error) else None
+        if own is None:
+            raise _refusal(encoder, error) from error
+        if own != output_stride:
+            raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}") from error
+        return create_backbone(encoder, 32)  # the argument left out: its maps end there by themselves
     _unpool(backbone)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
+
+
+def _is_of_dilation(error: Exception) -> bool:
+    """Whether timm may have refused the output stride: silently, by name, or for want of the argument."""
+    return isinstance(error, AssertionError | NotImplementedError) or "output_stride" in str(error)
+
+
+def _own_stride(encoder: Encoder) -> int | None:
+    """The stride at which an encoder's maps end undilated; None if it cannot be built so either."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
+        return feature_strides(plain)[-1]
+    except Exception:
+        return None  # what is wrong is told of the first attempt
+
+
+def _refuse_fixed_size(encoder: Encoder) -> None:
+    try:
+        known = timm.get_pretrained_cfg(encoder.name)
+    except RuntimeError:  # of an unknown tag, which is told where the model is built
+        return
+    if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
+        side = known.input_size[-1]
+        raise UserError(
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder"
+        )
 
 
 def _unpool(backbone: nn.Module) -> None:
@@ -129,8 +162,6 @@ def _refusal(encoder: Encoder, error: Exception) -> UserError:
     if "Unknown model" in text or "Invalid pretrained tag" in text:
         return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
     if isinstance(error, TypeError):
-        if "output_stride" in text:
-            return UserError(f"output_stride: `{name}` cannot be dilated; set 32")
         return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
     if "No pretrained weights" in text:
         return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")

@@ -7,18 +7,20 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Commands(typer.Typer):
     """Commands that look, before they begin, whether they would write over what they read."""
 
-    def command(self, *arguments: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        register = super().command(*arguments, **options)
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
+        register = super().command(name, **options)
 
-        def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(function: Command) -> Command:
             @functools.wraps(function)
             def run(**values: Any) -> Any:
                 from beco.cli import overwriting
