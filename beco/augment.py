@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 
 from beco.config import Crop, Encoder
 from beco.crops import IMAGENET_MEAN, weak_transform
+from beco.datasets.belonging import check_label
 from beco.datasets.manifest import IGNORE, Manifest
 from beco.pseudolabels import PseudoLabels
 
@@ -81,6 +82,7 @@ class LabelledPictures(Dataset[dict[str, Tensor]]):
             reliable = label != IGNORE
         else:
             pseudo = self.labels.picture(image_id)
+            check_label(self.labels.store.path, image_id, pseudo.label, self.manifest)
             label = torch.from_numpy(pseudo.label)
             reliable = torch.from_numpy(pseudo.reliable(self.fraction, self.threshold))
         item = _image(self.manifest, image_id), tv_tensors.Mask(torch.stack([label, reliable.to(torch.uint8)]))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from beco.cells import fitted_size
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.grids import fitted_size
 from beco.ordered import in_order
 
 AHEAD = 2  # batches that are read while one is worked on; bounds the memory

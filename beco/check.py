@@ -30,6 +30,7 @@ from beco.engine import choose_device
 from beco.errors import Problems, UserError
 from beco.frozen import freeze
 from beco.plan import room
+from beco.stage1 import imports
 from beco.stage1.classifier import unscored
 from beco.stage2.networks import backbone_of
 
@@ -59,7 +60,7 @@ def check(config: Config, quick: bool = False, elsewhere: bool = False) -> list[
     data, manifest = _listed(config) if quick else _dataset(config)
     looks: list[tuple[str, Callable[[Group], None]]] = [
         ("weights", partial(_weights, config)),
-        ("imported labels", partial(_imports, config)),
+        ("imported labels", partial(_imports, config, manifest)),
         ("machine", partial(_machine, config, manifest)),
         ("disk", partial(_disk, config, manifest)),
         ("software", partial(_software, config)),
@@ -173,12 +174,23 @@ def _weights(config: Config, group: Group) -> None:
         group.notes.append(f"{key}.encoder: {encoder.name}, {source.get(encoder.weights, str(encoder.weights))}")
 
 
-def _imports(config: Config, group: Group) -> None:
-    for key, path in config.needed().items():
-        if key.startswith("labels.") and not Path(path).exists():
+def _imports(config: Config, manifest: Manifest | None, group: Group) -> None:
+    """Look whether the folders are there, and with a manifest at a few files of each."""
+    for name, recipe in config.labels.items():
+        if recipe.source is None:
+            continue
+        key, path = f"labels.{name}.source.path", recipe.source.path
+        if not Path(path).exists():
             group.problems.append(f"{key}: {path}: no such folder; put the labels there or change the path")
-        elif key.startswith("labels."):
-            group.notes.append(f"{key}: {path}")
+            continue
+        form = recipe.source.format
+        if manifest is not None:
+            try:
+                form = imports.look(manifest.split("train"), Path(path), form)
+            except UserError as error:
+                group.problems.append(f"{key}: {error}")
+                continue
+        group.notes.append(f"{key}: {path} ({form})")
 
 
 # --- machine ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from beco.errors import UserError
-from beco.files import text_hash, whole
+from beco.files import refusal, text_hash, whole
 
 log = logging.getLogger("beco")
 
@@ -73,6 +73,8 @@ class Checkpoint:
                 raise ValueError("not a checkpoint of this program")
             state = State(**content["state"])
         except Exception as error:
+            if said := refusal(self.path, error):  # it may be sound
+                raise UserError(f"{self.path}: {said}") from error
             if not replace:
                 raise UserError(f"{self.path}: damaged checkpoint; remove it to start this training anew") from error
             log.warning("%s: damaged checkpoint, starting anew", self.path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -19,9 +19,16 @@ from torch import Tensor, nn
 
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.files import file_hash, whole
-from beco.firstbytes import told
-from beco.weights import load_weights, one_line, read_weights
+from beco.files import file_hash, unreadable, whole
+from beco.weights import (
+    as_present,
+    load_weights,
+    one_line,
+    read_safetensors,
+    read_weights,
+    refuse_unsound,
+    write_safetensors,
+)
 
 UNPOOLED = "unpooled"
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
@@ -63,6 +70,7 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
     """
     if encoder.name in MIX_TRANSFORMERS:
         return _mix_transformer(encoder, output_stride)
+    _refuse_fixed_size(encoder)
     # 32 is what every model has; those that cannot be dilated do not know the argument
     dilated = {"output_stride": output_stride} if output_stride != 32 else {}
     try:
@@ -74,11 +82,43 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
                 plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
             _undilate(backbone, plain)
     except Exception as error:
-        raise _refusal(encoder, error) from error
+        own = _own_stride(encoder) if output_stride in (8, 16) and _is_of_dilation(error) else None
+        if own is None:
+            raise _refusal(encoder, error) from error
+        if own != output_stride:
+            raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}") from error
+        return create_backbone(encoder, 32)  # the argument left out: its maps end there by themselves
     _unpool(backbone)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
+
+
+def _is_of_dilation(error: Exception) -> bool:
+    """Whether timm may have refused the output stride: silently, by name, or for want of the argument."""
+    return isinstance(error, AssertionError | NotImplementedError) or "output_stride" in str(error)
+
+
+def _own_stride(encoder: Encoder) -> int | None:
+    """The stride at which an encoder's maps end undilated; None if it cannot be built so either."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
+        return feature_strides(plain)[-1]
+    except Exception:
+        return None  # what is wrong is told of the first attempt
+
+
+def _refuse_fixed_size(encoder: Encoder) -> None:
+    try:
+        known = timm.get_pretrained_cfg(encoder.name)
+    except RuntimeError:  # of an unknown tag, which is told where the model is built
+        return
+    if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
+        side = known.input_size[-1]
+        raise UserError(
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder"
+        )
 
 
 def _unpool(backbone: nn.Module) -> None:
@@ -122,8 +162,6 @@ def _refusal(encoder: Encoder, error: Exception) -> UserError:
     if "Unknown model" in text or "Invalid pretrained tag" in text:
         return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
     if isinstance(error, TypeError):
-        if "output_stride" in text:
-            return UserError(f"output_stride: `{name}` cannot be dilated; set 32")
         return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
     if "No pretrained weights" in text:
         return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")
@@ -247,7 +285,7 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
     if encoder.weights == "classifier":
         if classifier is None:
             raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
-        state, metadata = load_network(classifier)
+        state, metadata = load_network(classifier, "classifier")
         refuse_pooled(classifier, metadata, backbone)
         prefix = "backbone."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -264,24 +302,54 @@ def weights_hash(encoder: Encoder) -> str | None:
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's tensors and text metadata as .safetensors, atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    metadata = {**metadata, "shortcuts": UNPOOLED}
     with whole(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, metadata))  # save_file would ignore the umask
+        write_safetensors(temporary, state, {**metadata, "shortcuts": UNPOOLED})
 
 
-def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_network` wrote. UserError if it is missing, damaged or another's."""
+NETWORKS = {
+    "classifier": "the classifier.safetensors of beco train-classifier",
+    "irn": "the irn.safetensors of beco train-irn",
+    "networks": "the networks.safetensors of beco train",
+}
+
+
+def load_network(
+    path: Path, kind: str | None = None, classes: list[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_network` wrote.
+
+    UserError if it is missing, damaged or another's, or, where they are given, not of the `kind` (a key of `NETWORKS`)
+    or of the `classes`.
+    """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors, metadata = read_safetensors(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the training that makes it first") from error
     except Exception as error:
-        words = told(path, "a network", ("empty",))
-        words = words or f"not readable as safetensors ({one_line(error)}); remove it and train again"
-        raise UserError(f"{path}: {words}") from error
+        damage = f"not readable as safetensors ({one_line(error)}); remove it and train again"
+        raise unreadable(path, error, damage, "a network", ("empty",)) from error
     if "classes" not in metadata:
         raise UserError(
             f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
         )
-    return tensors, metadata
+    found = "networks" if "network" in metadata else "irn" if "mean_displacement" in tensors else "classifier"
+    if kind not in (None, found):
+        raise UserError(f"{path}: is {NETWORKS[found]}; give {NETWORKS[str(kind)]}")
+    with described(path):
+        if classes is not None and json.loads(metadata["classes"]) != classes:
+            raise UserError(f"{path}: trained for other classes than the manifest's; train it again")
+    return refuse_unsound(tensors, path), metadata
+
+
+@contextmanager
+def described(path: Path) -> Iterator[None]:
+    """UserError if the block cannot build the network that a file's metadata describe, or its tensors do not fit it."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: not the network that it says it is ({one_line(error)}); train it again") from error
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load every tensor of a file of ours; within `described`."""
+    module.load_state_dict(as_present(state, module.state_dict(), path))

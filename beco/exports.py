@@ -19,6 +19,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from beco.datasets.belonging import check_kind, check_label
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
 from beco.errors import UserError
@@ -41,10 +42,14 @@ class Source:
     images: dict[str, str]
     """The picture's path by image id; empty without a manifest."""
 
+    manifest: Manifest | None
+
     def maps(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every image id with its label map. UserError for a value that no class has."""
+        """Every image id with its label map. UserError for a value that no class has, or another size."""
         for image_id in self.ids:
             label = self.label(image_id)
+            if self.manifest is not None:
+                check_label(self.path, image_id, label, self.manifest)
             top = int(label[label != UNCERTAIN].max(initial=0))
             if self.classes is not None and top > len(self.classes):
                 raise UserError(
@@ -67,7 +72,7 @@ class Source:
 def open_source(path: Path, manifest: Manifest | None = None) -> Source:
     """The label maps of `labels.h5`, or of a folder of <image_id>.png; `manifest` names classes and picture files.
 
-    UserError if there is nothing there, or if manifest and file name other classes.
+    UserError if there is nothing there, if it is something else, or if the manifest names other classes or pictures.
     """
     images = {} if manifest is None else {name: str(manifest.table.at[name, "image"]) for name in manifest.ids}
     classes = None if manifest is None else manifest.classes
@@ -75,12 +80,26 @@ def open_source(path: Path, manifest: Manifest | None = None) -> Source:
         ids = sorted(file.stem for file in path.glob("*.png"))
         if not ids:
             raise UserError(f"{path}: holds no PNG; give labels.h5 or the folder of predictions")
-        return Source(path, ids, lambda name: read_index_png(path / f"{name}.png"), classes, images)
+        return _known(Source(path, ids, lambda name: read_index_png(path / f"{name}.png"), classes, images, manifest))
     reader = PseudoLabels(path)
+    check_kind(reader.store, "labels")
     own = reader.store.attributes.get("classes")
     if own and classes and own != classes:
         raise UserError(f"{path}: made for other classes than the manifest's; give the manifest it was made with")
-    return Source(path, reader.ids(), reader.label, own or classes, images)
+    return _known(Source(path, reader.ids(), reader.label, own or classes, images, manifest))
+
+
+def _known(source: Source) -> Source:
+    """`source`, or a UserError if the manifest does not list its pictures or there are none."""
+    if not source.ids:
+        raise UserError(f"{source.path}: holds no picture; run the stage that makes it again")
+    strangers = [] if source.manifest is None else sorted(set(source.ids) - set(source.manifest.ids))
+    if strangers:
+        raise UserError(
+            f"{source.path}: holds {len(strangers)} pictures that the manifest does not list, such as {strangers[0]}; "
+            "give the manifest that it was made with"
+        )
+    return source
 
 
 def write_palette_pngs(source: Source, output: Path) -> None:

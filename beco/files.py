@@ -31,7 +31,15 @@ ABANDONED = 7 * 24 * 3600
 """Seconds without a change after which a temporary of another machine is taken for a dead process's."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+STORAGE = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV)
+"""What disks and network file systems say when they fail; the file itself may be sound."""
+CHECK_DISK = "check the disk or the connection to it, then run this again"
+READING = {errno.EACCES: "check the path and its permissions", errno.EPERM: "check the path and its permissions"}
+READING |= dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP), "set HDF5_USE_FILE_LOCKING=FALSE, if it is what locks files")
+READING |= {errno.EMFILE: "raise the limit on open files (ulimit -n)"} | dict.fromkeys(STORAGE, CHECK_DISK)
+"""What mends a refused reading, by the system's number; else the path is to be looked at."""
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+MEMORY_WORDS = ("out of memory", "can't allocate memory")
 TORCH_WORDS = ("iostream error", "PytorchStreamWriter failed", "unexpected pos")
 
 
@@ -113,6 +121,45 @@ def _not_written(error: Exception) -> str | None:
         return f"cannot be written ({text[:80]}); most likely the disk is full: free some space and run this again"
     if number in READ_ONLY:
         return f"cannot be written ({os.strerror(number)}); make its folder writable, or choose another output"
+    if number in STORAGE:
+        return f"cannot be written ({os.strerror(number)}); {CHECK_DISK}"
+    return None
+
+
+def unreadable(
+    path: Path | str, error: Exception | None, damage: str, what: str = "", own: tuple[str, ...] = ()
+) -> UserError:
+    """What to say of a file that cannot be read: what it is instead of `what`, what the system said, or `damage`.
+
+    `what` and `own` are those of `firstbytes.told`; without `what` its first bytes are not looked at.
+    """
+    return UserError(f"{path}: {(told(path, what, own) if what else '') or refusal(path, error) or damage}")
+
+
+def refusal(path: Path | str, error: Exception | None) -> str | None:
+    """What the system said when it would not let a file be read, with the mend; None if the content is at fault.
+
+    Libraries keep the system's number to themselves, and HDF5 asks the system for nonsense (EINVAL) where a file is
+    damaged; so where `error` has no better one, the file is read through once more.
+    """
+    if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS):
+        return "cannot be read, for lack of memory; free some, then run this again"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (None, errno.EINVAL):
+        number = _refused(path)
+    if number is None:
+        return None
+    return f"cannot be read ({os.strerror(number)}); {READING.get(number, 'check the path')}"
+
+
+def _refused(path: Path | str) -> int | None:
+    """The number with which the system refuses to read a file; None if every byte can be had."""
+    try:
+        with Path(path).open("rb") as stream:
+            while stream.read(2**20):
+                pass
+    except OSError as error:
+        return error.errno
     return None
 
 
@@ -123,7 +170,11 @@ def sweep(folder: Path) -> None:
     Process numbers tell that only where the process ran, so the name says where that was. On another machine of a
     shared file system it may still be at work; there, a week without a change is waited for.
     """
-    for path in folder.iterdir():
+    try:
+        found = list(folder.iterdir())
+    except OSError:  # whether it can be written to is another question
+        return
+    for path in found:
         if (match := TEMPORARY.fullmatch(path.name)) and _is_abandoned(path, match["place"], int(match["pid"])):
             log.info("%s: left by a process that was killed; removed", path)
             with suppress(OSError):  # gone by now, or not ours to remove
@@ -167,7 +218,8 @@ def hold(folder: Path | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: {_not_written(error) or os.strerror(error.errno or 0)}") from error
+        reason = _not_written(error) or f"{error.strerror}; check the path"
+        raise UserError(f"{path}: {reason}") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -177,9 +229,10 @@ def hold(folder: Path | str) -> None:
         raise UserError(f"{folder}: {who} works in it; wait for its end, or choose another results folder") from error
     except OSError as error:
         log.warning("%s: this file system has no locks (%s); see that nobody else works in it", folder, error.strerror)
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
-    stream.flush()
+    with suppress(OSError):  # on a full disk others do not learn who holds it; held it is
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
+        stream.flush()
     _held[path] = stream
 
 
@@ -202,10 +255,8 @@ def read_json(path: Path | str, mend: str = "") -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {mend or 'run the stage that makes it first'}") from error
     except (OSError, ValueError, RecursionError) as error:
-        if words := told(path, "a JSON text", ("a JSON text", "a text", "empty")):
-            raise UserError(f"{path}: {words}") from error
-        mend = mend or "remove it and run its stage again"
-        raise UserError(f"{path}: not readable as JSON ({error}); {mend}") from error
+        damage = f"not readable as JSON ({error}); {mend or 'remove it and run its stage again'}"
+        raise unreadable(path, error, damage, "a JSON text", ("a JSON text", "a text", "empty")) from error
 
 
 def file_hash(path: Path | str) -> str:
@@ -214,7 +265,7 @@ def file_hash(path: Path | str) -> str:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error, "cannot be read; check the path") from error
 
 
 def text_hash(value: Any) -> str:

@@ -19,8 +19,7 @@ import h5py
 import numpy as np
 
 from beco.errors import UserError
-from beco.files import whole
-from beco.firstbytes import told
+from beco.files import unreadable, whole
 
 FORMAT_VERSION = 1
 
@@ -89,7 +88,7 @@ class Writer:
                 try:
                     source.file.copy(source.file[layer][image_id], target, name=image_id)
                 except (KeyError, OSError, RuntimeError, ValueError) as error:
-                    raise source.damaged(f"{layer} of {image_id}") from error
+                    raise source.damaged(f"{layer} of {image_id}", error) from error
                 self._disk.check()
 
 
@@ -120,13 +119,15 @@ class Store:
         """The open h5py file."""
         if self._file is None:
             try:
-                self._file = h5py.File(self.path, "r")
+                # without locks, which some file systems refuse (NFS, Lustre): what is read was renamed into its place
+                # whole, and is never written to again
+                self._file = h5py.File(self.path, "r", locking=False)
             except FileNotFoundError as error:
                 raise UserError(f"{self.path}: no such file; run the stage that makes it first") from error
             except OSError as error:
-                words = told(self.path, "an HDF5 file", ("an HDF5 file", "empty"))
-                mend = "not a readable HDF5 file; remove it and run the stage that makes it again"
-                raise UserError(f"{self.path}: {words or mend}") from error
+                mend = "remove it and run the stage that makes it again"
+                damage = f"not a readable HDF5 file; {mend}"
+                raise unreadable(self.path, error, damage, "an HDF5 file", ("an HDF5 file", "empty")) from error
             version = self._file.attrs.get("format_version")
             if version != FORMAT_VERSION:
                 self.close()
@@ -151,9 +152,9 @@ class Store:
             self._file.close()
             self._file = None
 
-    def damaged(self, what: str) -> UserError:
+    def damaged(self, what: str, error: Exception | None = None) -> UserError:
         """What to say of a part that cannot be read."""
-        return UserError(f"{self.path}: {what} is damaged (checksum); remove the file and run its stage again")
+        return unreadable(self.path, error, f"{what} is damaged (checksum); remove the file and run its stage again")
 
     @property
     def layers(self) -> list[str]:
@@ -161,7 +162,7 @@ class Store:
         try:
             return list(self.file.keys())
         except (KeyError, OSError, RuntimeError) as error:
-            raise self.damaged("header") from error
+            raise self.damaged("header", error) from error
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -169,14 +170,14 @@ class Store:
         try:
             return {key: json.loads(value) for key, value in self.file.attrs.items() if key != "format_version"}
         except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
-            raise self.damaged("header") from error
+            raise self.damaged("header", error) from error
 
     def ids(self, layer: str) -> list[str]:
         """Image ids of a layer, in order."""
         try:
             return list(self.file[layer].keys()) if layer in self.file else []
         except (KeyError, OSError, RuntimeError) as error:
-            raise self.damaged(layer) from error
+            raise self.damaged(layer, error) from error
 
     def get(self, layer: str, image_id: str) -> np.ndarray:
         """The array of one picture, as stored."""
@@ -184,11 +185,21 @@ class Store:
         try:
             return dataset[()]
         except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise self.damaged(f"{layer} of {image_id}") from error
+            raise self.damaged(f"{layer} of {image_id}", error) from error
+
+    def shape(self, layer: str, image_id: str) -> tuple[int, ...]:
+        """The shape of one picture's array, which is not read."""
+        return tuple(self._dataset(layer, image_id).shape)
 
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
-        return self._dataset(layer, image_id).attrs[key]
+        dataset = self._dataset(layer, image_id)
+        try:
+            return dataset.attrs[key]
+        except KeyError:  # as it says
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise self.damaged(f"{layer} of {image_id}", error) from error
 
     def _dataset(self, layer: str, image_id: str) -> Any:
         try:
@@ -196,7 +207,7 @@ class Store:
             known = layer in self.file and image_id in self.file[layer]
             dataset = self.file[layer][image_id] if known else None
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
-            raise self.damaged(f"{layer} of {image_id}") from error
+            raise self.damaged(f"{layer} of {image_id}", error) from error
         if dataset is None:
             raise UserError(
                 f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again"

@@ -6,8 +6,11 @@ import unicodedata
 from pathlib import Path
 
 from beco.errors import UserError
+from beco.files import unreadable
+from beco.firstbytes import told
 
 SHOWN = 60
+TEXTS = ("a text", "a JSON text", "an XML text", "an SVG drawing", "empty")
 
 
 def read_text(path: Path, mend: str, missing: str = "") -> str:
@@ -24,11 +27,13 @@ def read_text(path: Path, mend: str, missing: str = "") -> str:
         words = missing or f"cannot be read ({error.strerror}); check the path"
         raise UserError(f"{path}: {words}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise unreadable(path, error, f"cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # a path with a zero in it
         raise UserError(f"{str(path)!a}: cannot be read ({error}); check the path") from error
     except MemoryError as error:
         raise UserError(f"{path}: larger than this machine's memory; check the path") from error
+    if words := told(path, "a text", TEXTS):
+        raise UserError(f"{path}: {words}")
     if "\0" in text:  # the other half of every letter of UTF-16; with a byte-order mark it does not get here
         raise UserError(f"{path}: not text in UTF-8 (it looks like UTF-16); {mend}")
     return text

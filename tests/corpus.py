@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from corpus_inputs import (
     SIZE,
     Harm,
@@ -37,6 +38,7 @@ from corpus_inputs import (
     renamed,
     replaced,
     table,
+    tensor,
     text,
     tiny,
     train_list,
@@ -252,7 +254,7 @@ CASES = [
          ("m.csv", "not readable as CSV", "mend it"), "evaluate"),
     Case("manifest with a row too short", table(lambda b: b + b"x,val,x.jpg\n"), ("m.csv", "width", "line 5"),
          "evaluate"),
-    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "directory", "check the path"), "evaluate"),
+    Case("manifest that is a folder", folder("m.csv"), ("m.csv", "Is a directory", "check the path"), "evaluate"),
     Case("manifest with a column twice", table(lambda b: b.replace(b"cat,dog", b"cat,cat")),
          ("m.csv", "two columns cat", "keep one"), "evaluate"),
     Case("width NaN", cell("width", "nan"), ("m.csv", "width is `nan` in line 2", "write a whole number"), "evaluate"),
@@ -301,6 +303,15 @@ CASES = [
     Case(".pth that is a picture", text("w.pth", png_header(3, 3)), ("w.pth", "a picture (PNG)"), "train-classifier"),
     Case(".safetensors whose header claims 2⁶³ bytes", text("w.safetensors", b"\xff" * 7 + b"\x7f" + b"{}"),
          ("w.safetensors", "not a readable weights file", "copy it again"), "train-classifier"),
+    Case("int8 in .pth", tensor(lambda: torch.ones(2, dtype=torch.int8)), ("w.pth", "int8", "save"),
+         "train-classifier"),
+    Case("sparse in .pth", tensor(lambda: torch.eye(2).to_sparse()), ("w.pth", "sparse", "save"), "train-classifier"),
+    Case("meta in .pth", tensor(lambda: torch.ones(2, device="meta")), ("w.pth", "no content", "save"),
+         "train-classifier"),
+    Case("quantised in .pth", tensor(lambda: torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8)),
+         ("w.pth", "quantised", "save"), "train-classifier"),
+    Case("a list in .pth", tensor(lambda: [torch.ones(2)]), ("w.pth", "no table of tensors", "list", "save"),
+         "train-classifier"),
     # artifacts
     Case("labels.h5 of another manifest", labels(lambda file: file.move("label/a", "label/z")),
          ("labels.h5", "no label for a", "run its stage again"), "evaluate-labels"),

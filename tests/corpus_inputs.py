@@ -343,6 +343,11 @@ def weights(name: str, value: float) -> Harm:
     return harm
 
 
+def tensor(make: Callable[[], object]) -> Harm:
+    """A .pth whose one weight is this."""
+    return lambda at: torch.save({"conv1.weight": make()}, at / "w.pth")
+
+
 def labels(change: Callable[[h5py.File], None]) -> Harm:
     def harm(at: Path) -> None:
         with h5py.File(at / "labels.h5", "a") as file:

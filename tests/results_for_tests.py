@@ -90,7 +90,7 @@ def make_labels(root: Path, manifest: Manifest) -> LabelSource:
 
 
 def make_cams(root: Path, manifest: Manifest) -> Path:
-    with create(root / "cams.h5", settings={"scales": [1.0]}) as writer:
+    with create(root / "cams.h5", settings={"scales": [1.0]}, classes=CLASSES) as writer:
         for image_id in manifest.split("train").ids:
             values = np.array(manifest.present(image_id))
             cam = np.full((len(values), 6, 6), 0.5, dtype=np.float16)

@@ -35,8 +35,9 @@ def predictions(tmp_path: Path) -> Path:
 
 
 def listed(names: list[str], width: int = 5) -> Manifest:
-    rows = [[name, "val", f"{name}.jpg", "", width, 3, 1] for name in names]
-    return Manifest(Path(), pd.DataFrame(rows, columns=[*COLUMNS, "cat"]).set_index("image_id"), ["cat"])
+    rows = [[name, "val", f"{name}.jpg", "", width, 3, *[1] * len(VOC_CLASSES)] for name in names]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *VOC_CLASSES]).set_index("image_id")
+    return Manifest(Path(), table, VOC_CLASSES)
 
 
 def test_the_archive_read_back(predictions: Path, tmp_path: Path) -> None:

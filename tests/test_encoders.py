@@ -395,13 +395,30 @@ def test_an_unknown_model_and_block_and_option() -> None:
         ("mit_b0", 16, "output_stride: `mit_b0` cannot be dilated; set 32"),
         ("pvt_v2_b0", 16, "output_stride: `pvt_v2_b0` cannot be dilated; set 32"),
         ("resnet10t", 4, "encoder `resnet10t`: AssertionError; check encoder.options and output_stride"),
-        ("swin_tiny_patch4_window7_224", 32, "are no channels-first maps"),
+        ("vgg11", 16, "output_stride: `vgg11` cannot be dilated; set 32"),
+        ("hrnet_w18_small", 8, "output_stride: `hrnet_w18_small` cannot be dilated; set 32"),
+        ("dla46_c", 16, "output_stride: `dla46_c` cannot be dilated; set 32"),
+        ("ghostnet_050", 16, "output_stride: `ghostnet_050` cannot be dilated; set 32"),
+        ("swin_tiny_patch4_window7_224", 32, "takes pictures of 224×224 alone; choose a convolutional encoder"),
+        ("vit_tiny_patch16_224", 16, "takes pictures of 224×224 alone; choose a convolutional encoder"),
+        ("mambaout_femto", 32, "are no channels-first maps"),
     ],
 )
 def test_encoders_that_cannot_do_it(name: str, stride: int, message: str) -> None:
     with torch.device("meta"), pytest.raises(UserError, match=re.escape(message)) as caught:
         encoders.create_backbone(encoder(name=name, options={}), stride)
     assert "\n" not in str(caught.value)
+
+
+def test_the_mend_of_an_encoder_without_dilation_works() -> None:
+    with torch.device("meta"):
+        for name in ("vgg11", "dla46_c"):
+            assert encoders.feature_strides(encoders.create_backbone(encoder(name=name, options={}), 32))[-1] == 32
+
+
+def test_an_encoder_without_dilation_is_not_told_as_a_missing_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match="output_stride: `vgg11` cannot be dilated; set 32"):
+        encoders.create_backbone(Encoder(name="vgg11", weights="imagenet"), 16)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_1449_pictures_of_each_split_stay_within_50_megabytes(tmp_path: Path, mo
             for image_id in train.ids:
                 put(writer, image_id, objects_in(train.image(image_id), 200 + seed), 1 - smooth(seed, (375, 500)))
         evaluate_labels(train, sources[-1].folder / "labels.h5", sources[-1].quality)
-    with create(tmp_path / "cams.h5", settings={}) as writer:
+    with create(tmp_path / "cams.h5", settings={}, classes=manifest.classes) as writer:
         for image_id in train.ids:
             writer.put("cam", image_id, np.stack([smooth(1, (94, 125)), smooth(2, (94, 125))]), classes=[1, 2])
     monkeypatch.setattr(gallery, "detail", lambda pictures, layers: detail(1449, layers))

@@ -244,6 +244,59 @@ def test_the_help_lists_every_format() -> None:
     assert all(name in words.replace("│", "") for name in FORMATS)
 
 
+# --- units ------------------------------------------------------------------------------------------------
+
+SCORES = np.stack([SECOND, FOURTH])
+RANGES = {
+    "0 to 255": (255 * SCORES, "from 0 to 255"),
+    "0 to 255, bytes": ((255 * SCORES).astype(np.uint8), "from 0 to 255"),
+    "0 to 100": (100 * SCORES, "from 0 to 100"),
+    "-10 to 10": (20 * SCORES - 10, "from -10 to 10"),
+    "logarithms": (np.log(SCORES + 1e-4), "from -9.21 to"),
+    "-1 to 0": (SCORES - 1, "from -1 to 0"),
+}
+
+
+@pytest.mark.parametrize("form", ["irn", "seam", "clip-es"])
+@pytest.mark.parametrize("kind", RANGES)
+def test_maps_of_another_unit_are_not_set_against_the_background(tmp_path: Path, form: str, kind: str) -> None:
+    planes, words = RANGES[kind]
+    content: dict[Any, Any] = {"keys": np.array([1, 3]), "high_res" if form == "irn" else "attn_highres": planes}
+    content = {1: planes[0], 3: planes[1]} if form == "seam" else content
+    message = refused(tmp_path, {"x.npy": content}, {"x": [2, 4]})
+    assert f"source/x.npy: {words}" in message and "beyond 0 to 1" in message and "divide" in message, message
+    with pytest.raises(UserError, match="beyond 0 to 1"):  # as beco check sees it
+        imports.look(listed(tmp_path, {"x": [2, 4]}), tmp_path / "source")
+
+
+@pytest.mark.parametrize("shift", [0.04, -0.04])
+def test_overshooting_maps_are_within_their_unit(tmp_path: Path, shift: float) -> None:
+    found = brought(tmp_path, {"x.npy": {1: SECOND + shift, 3: FOURTH + shift}}, {"x": [2, 4]}, background=0.2)
+    assert {2, 4} <= set(np.unique(found.label("x")).tolist())
+    assert imports.look(listed(tmp_path, {"x": [2, 4]}), tmp_path / "source") == "seam"
+
+
+@pytest.mark.parametrize("unit", [255, 1])
+def test_maps_with_a_background_of_their_own_have_any_unit(
+    tmp_path: Path, unit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The largest is the label in any unit; that thresholds on the confidence say nothing then is told."""
+    planes = {0: np.full(SIZE, 0.25 * unit), 2: SECOND * unit, 4: FOURTH * unit}
+    with caplog.at_level(logging.WARNING, "beco"):
+        found = brought(tmp_path, {"x.npy": planes}, {"x": [2, 4]})
+    assert found.label("x").tolist() == EXPECTED.tolist()
+    assert ("1 of 1 pictures have scores beyond 0 to 1" in caplog.text) == (unit > 1)
+
+
+def test_what_is_wrong_with_confidences_names_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    written(tmp_path / "masks" / "x.npy", {1: 255 * SECOND, 3: FOURTH})
+    files = {"x.png": LABEL, "y.png": LABEL.T.copy()}
+    message = refused(tmp_path, files, {"x": [2, 4], "y": [2, 4]}, confidence=tmp_path / "masks")
+    first, second = message.index(f"{tmp_path}/masks: "), message.index(f"{tmp_path}/source: ")
+    assert "masks/x.npy: from 0 to 255" in message[first:] and "source/y.png: is 2×3" in message[second:], message
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from beco.cells import fitted_size
 from beco.config import Encoder, Irn
 from beco.errors import UserError
+from beco.grids import fitted_size
 from beco.sampling import Draws
 from beco.stage1 import irn_train, irn_walk
 from beco.stage1.irn import IrnNetwork

@@ -23,6 +23,7 @@ from beco.files import file_hash
 from beco.pseudolabels import PseudoLabels
 from beco.stage1 import irn, irn_train, irn_walk, labels
 from beco.stage1.classifier import CamNetwork
+from beco.stage1.maps import CELLS
 from beco.store import Store, create
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
@@ -44,10 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = {"encoder": SMALL.model_dump_json(), "output_stride": "16", "classes": json.dumps(built.classes)}
     encoders.save_network(CamNetwork(SMALL, 16, len(built.classes)), folder / "classifier.safetensors", metadata)
     pictures, generator = read(folder), np.random.default_rng(3)
-    with create(folder / "cams.h5") as writer:
-        for number, image_id in enumerate(pictures.ids):
+    with create(folder / "cams.h5", classes=built.classes, **CELLS) as writer:
+        for image_id in pictures.ids:
             present = pictures.present(image_id)
-            plane = generator.random((len(present), 16 + number % 2, 16)).astype(np.float16)
+            plane = generator.random((len(present), 16, 16)).astype(np.float16)
             writer.put("cam", image_id, plane, classes=present)
     return folder
 
@@ -122,31 +123,31 @@ def test_trained_again_it_is_the_same(walked: Path, tmp_path: Path) -> None:
 def test_the_label_by_hand(tmp_path: Path, folder: Path) -> None:
     """Scores are divided by the maximum over both classes; background is a constant plane, confidence the margin."""
     pictures = read(folder)
-    image_id = next(name for name in pictures.ids if pictures.present(name))
+    image_id = next(name for name in pictures.ids if len(pictures.present(name)) == 2)
+    first, second = pictures.present(image_id)
     one = manifests.Manifest(pictures.root, pictures.table.loc[[image_id]], pictures.classes)
-    planes = np.zeros((2, 1, 1), np.float16)
-    planes[:, 0, 0] = 0.5, 0.375
-    with create(tmp_path / "scores.h5", walk={}) as writer:
-        writer.put("cam", image_id, planes, classes=[2, 6])
+    planes = np.full((2, 16, 16), [[[0.5]], [[0.375]]], np.float16)
+    with create(tmp_path / "scores.h5", walk={}, classes=one.classes, **CELLS) as writer:
+        writer.put("cam", image_id, planes, classes=[first, second])
     labels.make(one, tmp_path / "scores.h5", Labels(refine="irn", background=0.25), "1-of-1", tmp_path / "labels.h5")
     made = PseudoLabels(tmp_path / "labels.h5").picture(image_id)
-    assert (made.label == 2).all()
+    assert (made.label == first).all()
     assert (made.confidence() == 0.25).all()  # 1 − 0.75
 
 
 def test_files_that_are_for_something_else(walked: Path, tmp_path: Path) -> None:
     pictures, output = read(walked), tmp_path / "out.h5"
-    with pytest.raises(UserError, match=r"cams\.h5: not what refine: irn starts from; give the scores of beco refine"):
+    with pytest.raises(UserError, match=r"cams\.h5: holds the CAMs of beco cams; give the scores of beco refine"):
         labels.make(pictures, walked / "cams.h5", Labels(refine="irn"), "1-of-1", output)
-    with pytest.raises(UserError, match=r"scores\.h5: not what refine: crf starts from; give the CAMs of beco cams"):
+    with pytest.raises(UserError, match=r"scores\.h5: holds the scores of beco refine .*; give the CAMs of beco cams"):
         labels.make(pictures, walked / "scores.h5", Labels(refine="crf"), "1-of-1", output)
-    with pytest.raises(UserError, match="not an inter-pixel relation network"):
+    with pytest.raises(UserError, match=r"give the irn\.safetensors of beco train-irn"):
         irn.load(walked / "classifier.safetensors")
     other = manifests.Manifest(pictures.root, pictures.table, pictures.classes[::-1])
     network = walked / "irn" / "irn.safetensors"
     with pytest.raises(UserError, match="trained for other classes"):
         irn_walk.infer(other, walked / "cams.h5", network, Irn(), Compute("cpu"), "1-of-1", output)
-    with pytest.raises(UserError, match="trained for other classes"):
+    with pytest.raises(UserError, match=r"pairs\.h5: its classes"):
         classifier = walked / "classifier.safetensors"
         irn_train.train(other, classifier, walked / "pairs.h5", SETTINGS, Compute("cpu"), tmp_path, False)
     assert not output.exists()

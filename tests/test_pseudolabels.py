@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from beco import crf
-from beco.cells import upsampled
 from beco.config import Crf, Labels, Training
 from beco.errors import UserError
+from beco.grids import upsampled
 from beco.pseudolabels import LEVELS, MARGINS, UNCERTAIN, Picture, PseudoLabels, doubt_of, levels_of, put
 from beco.stage1 import labels as stage
 from beco.stage1.foreign_formats import Scores, settled
@@ -211,10 +211,10 @@ def by_import(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def by_import_of_large_scores(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score maps of another program that are not within 0 and 1."""
-    planes = (6 * rng.random((2, *SIZE))).astype(np.float32)
-    label, doubt = settled(Scores(planes, [1, 2], "constant"), SIZE, 2, 0.25)
-    return label, doubt, exact_margin(stage.with_background(planes, 0.25).astype(np.float64))
+    """Score maps of another program, with the background's, that are not within 0 and 1."""
+    planes = (6 * rng.random((3, *SIZE))).astype(np.float32)
+    label, doubt = settled(Scores(planes, [1, 2], "plane"), SIZE, 2, 0.25)
+    return label, doubt, exact_margin(planes.astype(np.float64))
 
 
 def exact_margin(scores: np.ndarray) -> np.ndarray:

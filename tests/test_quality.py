@@ -26,6 +26,7 @@ from beco.evaluation.table_files import write_tables
 from beco.evaluation.tables import LabelSource
 from beco.pseudolabels import levels_of, put
 from beco.stage1 import labels as stage
+from beco.stage1.maps import CELLS
 
 # --- one picture --------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ def cams(drawn: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The masks, blurred by shrinking, as CAMs: good ones, and different for every threshold."""
     path = tmp_path_factory.mktemp("cams") / "cams.h5"
     rng = np.random.default_rng(0)
-    with store.create(path, classes=drawn.classes) as writer:
+    with store.create(path, classes=drawn.classes, **CELLS) as writer:
         for image_id in drawn.ids:
             truth, values = drawn.mask(image_id), drawn.present(image_id)
             planes = [(truth == value).reshape(16, 4, 16, 4).mean((1, 3)) for value in values]
@@ -181,7 +182,7 @@ def test_a_sweep_scores_what_the_stage_makes(drawn: Manifest, cams: Path, tmp_pa
     path = cams
     if refine == "irn":
         path = tmp_path / "scores.h5"
-        with store.Store(cams) as source, store.create(path, walk={}) as writer:
+        with store.Store(cams) as source, store.create(path, walk={}, **source.attributes) as writer:
             writer.copy(source)
     settings = Labels.model_validate({"refine": refine})
     found = sweep(drawn, path, settings, [0.2, 0.5], tmp_path / "cam" / "quality" / "sweep.csv", threads=2)

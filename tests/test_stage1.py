@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from beco import crf, encoders, store
 from beco.batches import size_batches
-from beco.cells import fitted_size, upsampled
 from beco.config import Cam, Classifier, Encoder, Labels, Shapes
 from beco.config import Crf as CrfSettings
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.engine import Compute
 from beco.errors import UserError
+from beco.grids import fitted_size, upsampled
 from beco.pseudolabels import MARGINS, levels_of
 from beco.sampling import Draws
 from beco.shards import shard_ids

@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from beco import pseudolabels, store
 from beco.augment import LabelledPictures
-from beco.cells import upsampled
 from beco.config import Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
+from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.grids import upsampled
 from beco.pseudolabels import UNCERTAIN, PseudoLabels
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
@@ -98,8 +99,6 @@ def own_set(manifest: Path, root: Path, labels: Path, split: str, training: Trai
     chosen = manifests.read(manifest, root).split(split)
     if len(chosen.classes) > classes:
         raise UserError(f"--classes: {manifest} has {len(chosen.classes)} classes; give that number")
-    reader = PseudoLabels(labels)
-    if missing := set(chosen.ids) - set(reader.ids()):
-        raise UserError(f"{labels}: has no label for {min(missing)}; name the file that was made from {manifest}")
+    reader = open_labels(labels, chosen)
     rule = training.reliable_fraction, training.crop, training.reliable_threshold
     return LabelledPictures(chosen, reader, *rule)

@@ -21,11 +21,11 @@ from beco.augment import LabelledPictures
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
 from beco.benchmark.process import IMPORTS, start_up
-from beco.cells import upsampled
 from beco.config import Cam, Crf, Crop, Encoder, Irn, Labels
 from beco.datasets.shapes_drawing import draw_picture
 from beco.evaluation.borders import near_border
 from beco.evaluation.metrics import count
+from beco.grids import upsampled
 from beco.pseudolabels import PseudoLabels
 from beco.stage1 import cam as cams
 from beco.stage1 import labels as stage

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from beco.cli.options import app
 from beco.errors import UserError
-from beco.files import FULL
+from beco.files import FULL, STORAGE
 from beco.interpreter import settle
 
 # each adds its commands, and `beco --help` lists them in the order of the road
@@ -32,7 +32,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), error.status)
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in FULL + STORAGE:
             _own()
         where = error.filename or "results"
         _fail(f"{where}: {error.strerror}; check the path, its permissions and the free space")

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-app = typer.Typer(
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Commands(typer.Typer):
+    """Commands that look, before they begin, whether they would write over what they read."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
+        register = super().command(name, **options)
+
+        def guarded(function: Command) -> Command:
+            @functools.wraps(function)
+            def run(**values: Any) -> Any:
+                from beco.cli import overwriting
+
+                overwriting.refuse(function.__name__, values)
+                return function(**values)
+
+            register(run)
+            return function
+
+        return guarded
+
+
+app = _Commands(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +60,10 @@ Replace = Annotated[bool, typer.Option("--replace", help="drop a checkpoint of o
 def _options(
     log: Annotated[Path | None, typer.Option(help="write messages to this file, too")] = None,
 ) -> None:
+    if log is not None:
+        from beco.cli import overwriting
+
+        overwriting.refuse_log(log, sys.argv[1:])
     logger = logging.getLogger("beco")
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -209,7 +209,8 @@ def import_labels(
         ),
     ] = "auto",
     background: Annotated[
-        float, typer.Option(min=0, max=1, help="the background's score, where the files have none")
+        float,
+        typer.Option(min=0, max=1, help="score of the background where the files have none; they then lie in 0 to 1"),
     ] = 0.25,
     confidence: Annotated[
         Path | None, typer.Option(help="folder of masks of trusted pixels (0/255 or 0/1 PNG), or of scores")

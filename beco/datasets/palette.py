@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Collection, Iterator
@@ -15,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps, features
 
 from beco.datasets import paths
 from beco.errors import UserError
-from beco.files import whole
+from beco.files import unreadable, whole
 from beco.firstbytes import UNKNOWN, told
 
 DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, IndexError, struct.error, Image.DecompressionBombError)
@@ -62,7 +61,8 @@ def opened(
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGED as error:
-        raise UserError(f"{path}: {unreadable(path, what, error)}") from error
+        own = () if formats_of(path) == PICTURE_FORMATS else (UNKNOWN,)
+        raise unreadable(path, error, _broken(error), what, own) from error
 
 
 def formats_of(path: Path | str) -> tuple[str, ...]:
@@ -71,12 +71,8 @@ def formats_of(path: Path | str) -> tuple[str, ...]:
     return (*PICTURE_FORMATS, BY_SUFFIX[suffix]) if suffix in BY_SUFFIX else PICTURE_FORMATS
 
 
-def unreadable(path: Path | str, what: str, error: Exception) -> str:
-    """Why Pillow has raised one of `DAMAGED`, with the mend: the file is something else, not to be read, or broken."""
-    if isinstance(error, OSError) and error.errno:
-        return told(path, what) or f"cannot be read ({os.strerror(error.errno)}); check the path"
-    if words := told(path, what, () if formats_of(path) == PICTURE_FORMATS else (UNKNOWN,)):
-        return words
+def _broken(error: Exception) -> str:
+    """Why Pillow has raised one of `DAMAGED` for a file of a format that is read: its kind, or damage."""
     if any(words in str(error).lower() for words in UNREAD_KIND):
         return f"is of a kind that is not read ({error}); convert it to PNG or JPEG"
     return f"truncated or damaged; copy it again ({error})"

@@ -21,6 +21,7 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import SUFFIXES
 from beco.datasets.paths import alike, check_root, missing, unusable
 from beco.errors import UserError
+from beco.files import unreadable
 from beco.text import read_text
 
 VOC_CLASSES = [
@@ -213,7 +214,7 @@ def _annotation(path: Path) -> Element:
     except DefusedXmlException as error:
         raise UserError(f"{path}: defines XML entities, which annotations never need; remove them") from error
     except (OSError, ParseError, ValueError, LookupError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not readable as XML ({error}); copy it again") from error
+        raise unreadable(path, error, f"not readable as XML ({error}); copy it again") from error
     return root
 
 

@@ -54,7 +54,7 @@ def write_archive(
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for path in files:
-            _check(path, None if manifest is None else manifest.size(path.stem))
+            _check(path, manifest)
             entry = tarfile.TarInfo(f"{folder}/{path.name}")  # its time, owner and group are 0 and empty
             entry.size = path.stat().st_size
             with path.open("rb") as stream:
@@ -76,8 +76,15 @@ def _check_ids(predictions: Path, found: set[str], manifest: Manifest) -> None:
         )
 
 
-def _check(path: Path, size: tuple[int, int] | None) -> None:
-    label = read_index_png(path, ("P",))
+def _check(path: Path, manifest: Manifest | None) -> None:
+    label, size = read_index_png(path, ("P",)), None
+    if manifest is not None:
+        size = manifest.size(path.stem)
+        if label.max() > len(manifest.classes):
+            raise UserError(
+                f"{path}: holds the value {label.max()}, but the manifest has {len(manifest.classes)} classes; give "
+                "the manifest that the networks were trained with"
+            )
     if label.max() > HIGHEST:
         raise UserError(
             f"{path}: holds the value {label.max()}, but the server knows 0–{HIGHEST} and no void;"

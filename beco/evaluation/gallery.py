@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from beco.cells import covering
+from beco.datasets.belonging import check_classes, check_kind
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png
 from beco.evaluation.layers import (
@@ -27,6 +27,7 @@ from beco.evaluation.layers import (
 )
 from beco.evaluation.metrics import VOID
 from beco.evaluation.tables import LabelSource, Run, percent, read_csv
+from beco.grids import covering
 from beco.pseudolabels import PseudoLabels
 from beco.store import Store
 
@@ -113,7 +114,12 @@ def labels_gallery(manifest: Manifest, cams: Path | None, sources: list[LabelSou
     with ExitStack() as stack:
         for opened in labels.values():
             stack.enter_context(closing(opened.store))
+            check_kind(opened.store, "labels")
+            check_classes(opened.store, manifest)
         store = None if cams is None else stack.enter_context(Store(cams))
+        if store is not None:
+            check_kind(store, "cams", "scores")
+            check_classes(store, manifest)
         for image_id in worst_first(manifest, scores)[:limit]:
             picture, truth = _pair(manifest, image_id, fine)
             layers = _truth_layers(truth, image_id)

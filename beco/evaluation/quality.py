@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from beco.datasets.belonging import check_label, open_labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.evaluation.borders import BORDER_BINS, NearBorder, border_distance, near_border
@@ -193,14 +194,7 @@ def evaluate_labels(
     """
     if words := not_kept(fraction if threshold is None else None, threshold):
         raise UserError(f"{'--fraction' if threshold is None else '--threshold'}: {words}")
-    source = PseudoLabels(labels)
-    source.check()
-    stored = set(source.ids())
-    if lacking := [image_id for image_id in manifest.ids if image_id not in stored]:
-        raise UserError(
-            f"{labels}: no label for {lacking[0]} and {len(lacking) - 1} more; it was made from another "
-            "manifest: run its stage again"
-        )
+    source = open_labels(labels, manifest)
     size = len(manifest.classes) + 1
     total, border, trust = Scorer(size), NearBorder.nothing(size), Trust.nothing()
     lists = {name: (set(ids), Scorer(size)) for name, ids in (apart or {}).items()}
@@ -237,11 +231,12 @@ def _one(
 ) -> tuple[Trust, tuple[Counts, NearBorder] | None]:
     pseudo = source.picture(image_id)
     label, reliable = pseudo.label, pseudo.reliable(*rule)
+    check_label(source.store.path, image_id, label, manifest)
     if image_id not in masks:
         return trust_of(label, pseudo.level, reliable, None), None
     truth = manifest.mask(image_id)
     classes = len(manifest.classes) + 1
-    counts = count(label, truth, classes, image_id)  # first: it refuses another size
+    counts = count(label, truth, classes, image_id)
     distance = border_distance(truth)
     trust = trust_of(label, pseudo.level, reliable, truth, distance)
     return trust, (counts, near_border(label, truth, classes, distance))

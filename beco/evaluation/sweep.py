@@ -18,6 +18,7 @@ from beco.evaluation.metrics import Counts, Scorer, count, foreground_mean
 from beco.files import write_csv
 from beco.ordered import in_order
 from beco.stage1 import labels as stage
+from beco.stage1.maps import open_maps
 from beco.store import Store
 
 
@@ -31,10 +32,10 @@ def sweep(
     without an opinion; so every pixel has a label here. Pictures without a mask are left out. Raises `UserError` if
     there is none with a mask, or if `cams` is not what the recipe starts from.
     """
-    measured, source = manifest.with_masks(), Store(cams)
+    measured = manifest.with_masks()
     if not len(measured):
         raise UserError(f"{output}: none of the pictures has a mask to measure against; leave the sweep out")
-    stage.check_maps(source, settings)
+    source = open_maps(cams, measured, measured.ids, stage.maps_kind(settings))
     scorers = [Scorer(len(manifest.classes) + 1) for _ in backgrounds]
     work = partial(_one, measured, source, settings, backgrounds)
     for image_id, found in zip(measured.ids, in_order(work, measured.ids, threads, "sweep"), strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from beco.errors import UserError
-from beco.files import read_json
+from beco.files import read_json, unreadable
 from beco.published import figures
 
 
@@ -178,7 +178,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the stage that makes it first") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as CSV; remove it and run its stage again") from error
+        raise unreadable(path, error, "not readable as CSV; remove it and run its stage again") from error
 
 
 # --- words --------------------------------------------------------------------------------------------------

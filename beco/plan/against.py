@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from beco.errors import UserError
+from beco.files import unreadable
 from beco.plan.report import Plan
 
 OFTEN, SELDOM = 15.5, 30.0
@@ -52,7 +53,7 @@ def read(path: Path) -> tuple[float, float]:
         row = pd.read_csv(path, sep="\t").iloc[-1]
         clock, processor = float(row["s"]), float(row["cpu_time"])
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path}: not a benchmark of Snakemake ({error}); remove it") from error
+        raise unreadable(path, error, f"not a benchmark of Snakemake ({error}); remove it") from error
     if not (0 < clock < math.inf and 0 <= processor < math.inf):
         raise UserError(f"{path}: has no times; remove it")
     last = clock if clock < OFTEN else OFTEN + SELDOM * math.floor((clock - OFTEN) / SELDOM)

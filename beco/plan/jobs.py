@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from beco.benchmark.presets import Setting
-from beco.cells import fitted_size
 from beco.config import Config, Experiment, Labels
 from beco.engine import total_steps
+from beco.grids import fitted_size
 from beco.plan import networks, room
 from beco.plan.networks import Spec
 from beco.plan.pictures import Pictures

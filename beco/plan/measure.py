@@ -22,12 +22,12 @@ from beco.benchmark import stages
 from beco.benchmark.presets import Setting
 from beco.benchmark.process import IMPORTS, start_up
 from beco.benchmark.training import prepare
-from beco.cells import upsampled
 from beco.config import Classifier, Config, Irn, Labels, Shapes
 from beco.datasets import palette, shapes
 from beco.engine import Compute, choose_device
 from beco.evaluation.borders import near_border
 from beco.evaluation.metrics import count
+from beco.grids import upsampled
 from beco.plan import networks
 from beco.plan.jobs import Applied, Job, Trained, Work
 from beco.plan.pictures import Pictures

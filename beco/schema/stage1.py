@@ -111,7 +111,9 @@ class Irn(Section):
 class Import(Section):
     """Pseudo-labels that another program made, see `beco import-labels`."""
 
-    path: str = Field(description="the folder of its files")
+    path: str = Field(
+        description="the folder of its files; score maps without one for the background have to lie within 0 and 1"
+    )
     format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")
 
 

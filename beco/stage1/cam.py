@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from beco import encoders, store
 from beco.batches import size_batches
-from beco.cells import STRIDE, grid
 from beco.config import Cam
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
-from beco.errors import UserError
 from beco.files import file_hash
+from beco.grids import STRIDE, grid
 from beco.shards import shard_ids
 from beco.stage1 import classifier as classifiers
+from beco.stage1.maps import CELLS
 from beco.stage1.placing import placed
 
 
@@ -29,12 +29,10 @@ def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute,
     """
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
-    network, classes = classifiers.load(classifier)
-    if classes != manifest.classes:
-        raise UserError(f"{classifier}: trained for other classes than the manifest's; train the classifier again")
+    network, classes = classifiers.load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
     ids = shard_ids(manifest.ids, shard)
-    attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes}
+    attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes, **CELLS}
     with store.create(output, **attributes) as writer:
         for chosen, images in size_batches(manifest, ids, settings.resize, settings.batch_size, "CAMs"):
             maps = multi_scale_maps(network, images.to(device), settings).cpu()

@@ -195,14 +195,18 @@ def unscored(manifest: Manifest) -> str:
     return f"no picture of {split} shows {names}: there will be {what}; add such pictures to it to have one"
 
 
-def load(path: Path) -> tuple[CamNetwork, list[str]]:
-    """The network that `train` saved and the class names of its planes; older files do not say that it is dilated."""
-    state, metadata = encoders.load_network(path)
-    encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
-    classes = json.loads(metadata["classes"])
-    dilate = json.loads(metadata.get("dilate", "true"))
-    network = CamNetwork(encoder, int(metadata["output_stride"]), len(classes), dilate)
-    encoders.prepare_backbone(network.backbone, encoder)
-    encoders.refuse_pooled(path, metadata, network.backbone)
-    network.load_state_dict(state)
-    return network, classes
+def load(path: Path, classes: list[str] | None = None) -> tuple[CamNetwork, list[str]]:
+    """The network that `train` saved and the class names of its planes; older files do not say that it is dilated.
+
+    UserError if the file is something else, or if `classes` are given and are not its own.
+    """
+    state, metadata = encoders.load_network(path, "classifier", classes)
+    with encoders.described(path):
+        encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
+        own = json.loads(metadata["classes"])
+        dilate = json.loads(metadata.get("dilate", "true"))
+        network = CamNetwork(encoder, int(metadata["output_stride"]), len(own), dilate)
+        encoders.prepare_backbone(network.backbone, encoder)
+        encoders.refuse_pooled(path, metadata, network.backbone)
+        encoders.load_whole(network, state, path)
+    return network, own

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beco.files import refusal
 from beco.firstbytes import told
 
 Dictionary = dict[str | int, NDArray[Any]]
@@ -33,6 +34,7 @@ class Kind(Enum):
     MISSING = ("no file", "add them, or give --allow-missing")
     DOUBLED = ("more than one file", "keep one of them")
     UNREADABLE = ("unreadable or damaged", "copy them again")
+    REFUSED = ("refused by the system", "check the disk, the path and its permissions")
     UNSAFE = ("would run code when read, refused", "get them from a source you trust, or save them as index PNG")
     FORMAT = ("not of this format", "check the folder, or choose another --format")
     SIZE = ("another size than the picture", "export them at the size of the pictures")
@@ -40,6 +42,10 @@ class Kind(Enum):
     VALUES = (
         "values beyond the manifest's classes",
         "check the classes; scipy's imsave and matplotlib stretch the contrast of index PNGs, Pillow does not",
+    )
+    RANGE = (
+        "scores beyond 0 to 1, against which the background's score means nothing",
+        "divide each map by its maximum, or save a plane for the background (irn with one plane more, seam-crf)",
     )
     MASK = ("neither a 0/255 nor a 0/1 mask", "save masks so, or give a folder of scores")
 
@@ -63,6 +69,20 @@ class Unfit(Exception):
         self.detail = detail
         self.name = name
         """Of the file or picture, where it is known."""
+        self.folder: Path | None = None
+        """That the file is in, likewise."""
+
+
+def unfit_to_read(path: Path, error: Exception, what: str, own: tuple[str, ...] = ()) -> Unfit:
+    """What is wrong with a file that a reader failed on: it is something else, the system, or its content.
+
+    `what` and `own` are those of `firstbytes.told`.
+    """
+    if words := told(path, what, own):
+        return Unfit(Kind.UNREADABLE, words)
+    if said := refusal(path, error):
+        return Unfit(Kind.REFUSED, said.partition(";")[0])
+    return Unfit(Kind.UNREADABLE, " ".join(str(error).split())[:80])
 
 
 def read_dictionary(path: Path) -> Dictionary:
@@ -82,8 +102,7 @@ def read_dictionary(path: Path) -> Dictionary:
     except Exception as error:  # a damaged pickle may raise anything at all, as the manual of pickle says
         if refused := re.search(r"GLOBAL (\S+)", str(error)):  # how torch names what it would not load
             raise Unfit(Kind.UNSAFE, f"names {refused[1]}") from error
-        what = told(path, "a file of labels", ("a ZIP archive", "a NumPy array"))
-        raise Unfit(Kind.UNREADABLE, what or " ".join(str(error).split())[:80]) from error
+        raise unfit_to_read(path, error, "a file of labels", ("a ZIP archive", "a NumPy array")) from error
 
 
 def _read_npy(stream: BinaryIO) -> Any:
@@ -113,7 +132,7 @@ def _key(key: Any) -> str | int:
 def _array(value: Any) -> NDArray[Any]:
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     found = value.array if isinstance(value, _Array) else np.asarray(value)
     if found is None or found.dtype.kind not in "biuf":
         raise Unfit(Kind.FORMAT, "holds something else than arrays of numbers")

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import softmax
 
-from beco.cells import STRIDES, grid, upsampled
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_palette
 from beco.errors import UserError
-from beco.firstbytes import told
+from beco.grids import STRIDES, grid, upsampled
 from beco.pseudolabels import UNCERTAIN
-from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary
+from beco.stage1.foreign import Dictionary, Kind, Unfit, read_dictionary, unfit_to_read
 from beco.stage1.labels import from_scores, share_of_maximum, with_background
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
 SAMPLE = 16
+SLACK = 0.05
+"""How far scores may lie beyond 0 to 1: enlarging by cubics overshoots."""
 COLOUR_MODES = ("RGB", "RGBA")
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.floating]]
@@ -185,7 +186,12 @@ def read_labelled(path: Path, form: str, size: tuple[int, int], classes: int, ba
 
 
 def settled(scores: Scores, size: tuple[int, int], classes: int, background: float) -> Labelled:
-    """Label and doubt from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged."""
+    """Label and doubt from score maps, at the picture's size; maps at stride 4, 8 or 16 are enlarged.
+
+    Where the files have no score for the background, the maps are set against `background`, or against what the best
+    class leaves of 1; so they have to lie within 0 and 1 (and `SLACK`), else `Unfit` says in which range they are.
+    Maps with a background of their own may have any unit: the label is that of the largest.
+    """
     if wrong := [value for value in scores.values if not 1 <= value <= classes]:
         raise Unfit(Kind.VALUES, f"label value {wrong[0]} of {classes}")
     planes = scores.planes
@@ -193,6 +199,10 @@ def settled(scores: Scores, size: tuple[int, int], classes: int, background: flo
         raise Unfit(Kind.FORMAT, f"score maps of shape {planes.shape}")
     if not np.isfinite(planes).all():
         raise Unfit(Kind.UNREADABLE, "scores that are not numbers (NaN or infinite)")
+    if scores.background in ("constant", "complement") and planes.size:
+        low, high = float(planes.min()), float(planes.max())
+        if low < -SLACK or high > 1 + SLACK:
+            raise Unfit(Kind.RANGE, f"from {low:.3g} to {high:.3g}")
     if len(planes) == 0:
         planes = np.zeros((0, *size), np.float32)
     elif planes.shape[1:] != size:
@@ -245,7 +255,7 @@ def _pixels(path: Path, size: tuple[int, int]) -> tuple[str, NDArray[np.uint8]]:
                 raise _other_size(picture.size[::-1], size)
             return picture.mode, np.asarray(picture).astype(np.uint8)
     except DAMAGED as error:
-        raise Unfit(Kind.UNREADABLE, told(path, "a mask") or " ".join(str(error).split())[:80]) from error
+        raise unfit_to_read(path, error, "a mask") from error
 
 
 def _from_colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -22,7 +22,15 @@ from beco.files import file_hash, text_hash
 from beco.ordered import in_order
 from beco.pseudolabels import UNCERTAIN, put
 from beco.stage1.foreign import Kind, Unfit
-from beco.stage1.foreign_formats import FORMATS, Labelled, read_labelled, read_mask, recognise
+from beco.stage1.foreign_formats import (
+    FORMATS,
+    SAMPLE,
+    SLACK,
+    Labelled,
+    read_labelled,
+    read_mask,
+    recognise,
+)
 
 log = logging.getLogger("beco")
 
@@ -30,6 +38,8 @@ COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?0*(\d+)")
 SUFFIXES = tuple(sorted({suffix for form in FORMATS.values() for suffix in form.suffixes}))
 MASK = "mask"
 SHOWN = 3
+Found = dict[Path, dict[Kind, list[str]]]
+"""What is wrong by folder and kind: names of files, with details."""
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -77,7 +87,8 @@ def make(
         folder: one file a picture, `.png`, `.npy` or `.pt`.
         output: `labels.h5`, as `pseudolabels.put` stores pictures.
         form: a name of `FORMATS`, or `auto` to recognise it.
-        background: score of the background where files hold scores but none for it (0.25 is BECO's for IRN).
+        background: score of the background where files hold scores but none for it (0.25 is BECO's for IRN); such
+            scores have to lie within 0 and 1, others are refused with their range.
         confidence: folder of masks of trusted pixels, or of scores; without it, what `folder` tells.
         allow_missing: pictures without a file get no opinion (255) instead of being refused.
 
@@ -88,31 +99,60 @@ def make(
     source = Source(labels, trusted, background, allow_missing)
     with store.create(output, **_attributes(manifest, source)) as writer:
         work = partial(_labelled, manifest, source)
-        _write(writer, manifest, labels, in_order(work, manifest.ids, THREADS, "pictures"))
+        _write(writer, manifest, source, in_order(work, manifest.ids, THREADS, "pictures"))
 
 
-def _write(writer: store.Writer, manifest: Manifest, folder: Folder, pictures: Iterable[Labelled | Unfit]) -> None:
+def look(manifest: Manifest, folder: Path, form: str = "auto", background: float = 0.25) -> str:
+    """The name of the format of the files in `folder`, after a look at a few of those of `manifest`.
+
+    Raises `UserError` with what `make` would say of these.
+    """
+    source = Source(_open(folder, manifest, form), None, background, False)
+    problems: Found = {}
+    for place in np.unique(np.linspace(0, len(manifest) - 1, SAMPLE).astype(int)):
+        found = _labelled(manifest, source, manifest.ids[place])
+        if isinstance(found, Unfit):
+            _note(problems, source, manifest.ids[place], found)
+    if problems:
+        raise UserError(_told(problems))
+    return source.labels.form
+
+
+def _note(problems: Found, source: Source, image_id: str, found: Unfit) -> None:
+    kinds = problems.setdefault(found.folder or source.labels.path, {})
+    kinds.setdefault(found.kind, []).append(": ".join(filter(None, [found.name or image_id, found.detail])))
+
+
+def _write(writer: store.Writer, manifest: Manifest, source: Source, pictures: Iterable[Labelled | Unfit]) -> None:
     """Store the pictures of `manifest` in order, or raise one `UserError` after the last if any of them is unfit."""
-    problems: dict[Kind, list[str]] = {}
+    problems: Found = {}
     seen: set[int] = set()
-    strangers = []
+    strangers, beyond = [], []
     for image_id, found in zip(manifest.ids, pictures, strict=True):
         if isinstance(found, Unfit):
-            problems.setdefault(found.kind, []).append(": ".join(filter(None, [found.name or image_id, found.detail])))
+            _note(problems, source, image_id, found)
         elif not problems:
             label, doubt = found
             put(writer, image_id, label, doubt)
+            if doubt.min(initial=0) < -SLACK:
+                beyond.append(image_id)
             values = set(np.unique(label).tolist()) - {0, UNCERTAIN}
             seen |= values
             if not values <= set(manifest.present(image_id)):
                 strangers.append(image_id)
     if problems:
-        raise UserError(f"{folder.path}: {_told(problems)}")
+        raise UserError(_told(problems))
     if not seen and manifest.labels().any():
         raise UserError(
-            f"{folder.path}: no pixel of any class in {len(manifest)} pictures; are these masks (0 and 255), other "
-            "pictures, or maps whose best score stays below --background?"
+            f"{source.labels.path}: no pixel of any class in {len(manifest)} pictures; are these masks (0 and 255), "
+            "other pictures, or maps whose best score stays below --background?"
         )
+    if beyond:
+        log.warning(
+            "%d of %d pictures have scores beyond 0 to 1 (such as %s): the order of their confidences is kept, so "
+            "reliable_fraction holds, but reliable_threshold says nothing",
+            len(beyond), len(manifest), beyond[0],
+        )  # fmt: skip
     if strangers:
         log.warning(
             "%d of %d pictures hold classes that their image-level labels do not name (such as %s); if it is most, "
@@ -121,13 +161,16 @@ def _write(writer: store.Writer, manifest: Manifest, folder: Folder, pictures: I
         )  # fmt: skip
 
 
-def _told(problems: dict[Kind, list[str]]) -> str:
-    """The problems in one line: how many of each kind, the first of them, and the mend."""
-    parts = []
-    for kind, names in problems.items():
-        more = ", …" if len(names) > SHOWN else ""
-        parts.append(f"{len(names)} × {kind.what} ({', '.join(names[:SHOWN])}{more}): {kind.mend}")
-    return "; ".join(parts)
+def _told(problems: Found) -> str:
+    """The problems in one line: of each folder how many of each kind, the first of them, and the mend."""
+    folders = []
+    for folder, kinds in problems.items():
+        parts = []
+        for kind, names in kinds.items():
+            more = ", …" if len(names) > SHOWN else ""
+            parts.append(f"{len(names)} × {kind.what} ({', '.join(names[:SHOWN])}{more}): {kind.mend}")
+        folders.append(f"{folder}: {'; '.join(parts)}")
+    return "; ".join(folders)
 
 
 def _attributes(manifest: Manifest, source: Source) -> dict[str, Any]:
@@ -154,7 +197,9 @@ def _labelled(manifest: Manifest, source: Source, image_id: str) -> Labelled | U
         if source.trusted is not None:
             doubt = _read(source.trusted, source, image_id, size, classes)[1]
     except Unfit as unfit:
-        return Unfit(unfit.kind, unfit.detail, unfit.name)  # a new one: the old holds on to the arrays of its frames
+        copy = Unfit(unfit.kind, unfit.detail, unfit.name)  # the old one holds on to the arrays of its frames
+        copy.folder = unfit.folder
+        return copy
     doubt[label == UNCERTAIN] = 1
     return label, doubt
 
@@ -173,7 +218,7 @@ def _read(folder: Folder, source: Source, image_id: str, size: tuple[int, int], 
             return np.zeros(size, np.uint8), 1 - read_mask(path, size)
         return read_labelled(path, folder.form, size, classes, source.background)
     except Unfit as unfit:
-        unfit.name = f"{folder.path.name}/{path.name if path else image_id}"
+        unfit.name, unfit.folder = f"{folder.path.name}/{path.name if path else image_id}", folder.path
         raise
 
 

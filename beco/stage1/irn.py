@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from beco import encoders
 from beco.augment import Normalise
-from beco.cells import STRIDE, grid
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.files import file_hash
+from beco.grids import STRIDE, grid
 
 STARTED_FROM = ("encoder", "output_stride", "dilate", "start", "weights")
 """What the metadata of a network says of its backbone."""
@@ -157,16 +157,18 @@ class IrnNetwork(nn.Module):
         return edges[..., :height, :width], field[..., :height, :width]
 
 
-def starting_from(path: Path, start: str) -> tuple[IrnNetwork, dict[str, str]]:
+def starting_from(path: Path, start: str, classes: list[str] | None = None) -> tuple[IrnNetwork, dict[str, str]]:
     """A network on a backbone like that of the classifier in `path`, its branches still random, and its metadata.
 
     With `start` classifier the backbone has the classifier's weights, with encoder those that the classifier's encoder
     starts from. The metadata is the classifier's and names these weights: the hash of their file, or imagenet.
-    UserError for an encoder that starts from random weights: the backbone will not learn.
+    UserError for an encoder that starts from random weights: the backbone will not learn; and for a file that is no
+    classifier, or, if `classes` are given, one of other classes.
     """
-    state, metadata = encoders.load_network(path)
+    state, metadata = encoders.load_network(path, "classifier", classes)
     metadata = {"dilate": "true", **metadata, "start": start}
-    encoder = encoder_of(metadata)
+    with encoders.described(path):
+        encoder = encoder_of(metadata)
     if start == "encoder":
         if encoder.weights is None:
             raise UserError(
@@ -174,10 +176,12 @@ def starting_from(path: Path, start: str) -> tuple[IrnNetwork, dict[str, str]]:
                 "learns; set start to classifier, or encoder.weights"
             )
         return _built(metadata, encoder), metadata | {"weights": str(encoders.weights_hash(encoder))}
-    network = _built(metadata)
-    backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
-    encoders.refuse_pooled(path, metadata, network.backbone)
-    network.backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in backbone.items()})
+    with encoders.described(path):
+        network = _built(metadata)
+        backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        encoders.refuse_pooled(path, metadata, network.backbone)
+        inner = {key.removeprefix("backbone."): value for key, value in backbone.items()}
+        encoders.load_whole(network.backbone, inner, path)
     return network, metadata | {"weights": file_hash(path)}
 
 
@@ -186,14 +190,16 @@ def encoder_of(metadata: dict[str, str]) -> Encoder:
     return Encoder.model_validate_json(metadata["encoder"])
 
 
-def load(path: Path) -> tuple[IrnNetwork, list[str]]:
-    """The network that `beco train-irn` saved, in inference mode, and its class names. UserError if it is another's."""
-    state, metadata = encoders.load_network(path)
-    if "mean_displacement" not in state:
-        raise UserError(f"{path}: not an inter-pixel relation network; give the irn.safetensors of beco train-irn")
-    network = _built(metadata)
-    encoders.refuse_pooled(path, metadata, network.backbone)
-    network.load_state_dict(state)
+def load(path: Path, classes: list[str] | None = None) -> tuple[IrnNetwork, list[str]]:
+    """The network that `beco train-irn` saved, in inference mode, and its class names.
+
+    UserError if the file is something else, or if `classes` are given and are not its own.
+    """
+    state, metadata = encoders.load_network(path, "irn", classes)
+    with encoders.described(path):
+        network = _built(metadata)
+        encoders.refuse_pooled(path, metadata, network.backbone)
+        encoders.load_whole(network, state, path)
     return network.eval(), json.loads(metadata["classes"])
 
 

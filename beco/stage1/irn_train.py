@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 from beco import encoders
 from beco.augment import LabelledPictures, unit_range
 from beco.batches import size_batches
-from beco.cells import STRIDE, grid
 from beco.config import Irn
+from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device, fit
-from beco.errors import UserError
 from beco.files import file_hash, write_json
-from beco.pseudolabels import PseudoLabels
+from beco.grids import STRIDE, grid
 from beco.sampling import Draws, mixed_seed
 from beco.stage1 import irn
 from beco.stage1.irn import MOST_PIXELS, TOGETHER, IrnNetwork
@@ -77,12 +75,9 @@ def train(
     crf. `classifier` says which encoder the backbone is and, with `settings.start` classifier, has its weights.
     UserError if the classifier knows other classes, or a picture has no label.
     """
-    pairs = PseudoLabels(labels)
-    pairs.check()
+    pairs = open_labels(labels, manifest)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
-    network, metadata = irn.starting_from(classifier, settings.start)
-    if json.loads(metadata["classes"]) != manifest.classes:
-        raise UserError(f"{classifier}: trained for other classes than the manifest's; train the classifier again")
+    network, metadata = irn.starting_from(classifier, settings.start, manifest.classes)
     identity = {
         "settings": settings.model_dump(mode="json", include=settings.training_keys()),
         "manifest": manifest.table.to_csv(),

@@ -16,18 +16,17 @@ from torch import Tensor
 
 from beco import store
 from beco.batches import size_batches
-from beco.cells import cell_sides
 from beco.config import Irn
 from beco.datasets.manifest import Manifest
 from beco.engine import Compute, choose_device
-from beco.errors import UserError
 from beco.files import file_hash
+from beco.grids import cell_sides
 from beco.shards import shard_ids
 from beco.stage1 import irn
 from beco.stage1.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.irn_pairs import pixel_pairs
+from beco.stage1.maps import CELLS, class_maps, open_maps, resize_of
 from beco.stage1.placing import placed
-from beco.store import Store
 
 
 def infer(
@@ -40,32 +39,32 @@ def infer(
     """
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
-    model, classes = irn.load(network)
-    if classes != manifest.classes:
-        raise UserError(f"{network}: trained for other classes than the manifest's; train the network again")
+    model, classes = irn.load(network, manifest.classes)
     model = model.to(device).to(memory_format=torch.channels_last)
-    source, ids = Store(cams), shard_ids(manifest.ids, shard)
-    made = source.attributes.get("cam", {}).get("resize")  # the long side that the maps are of
+    ids = shard_ids(manifest.ids, shard)
+    source = open_maps(cams, manifest, ids, "cams")
+    made = resize_of(source)
     attributes = {
         "walk": settings.model_dump(mode="json", include=settings.walk_keys()),
         "irn": file_hash(network),
         "cams": file_hash(cams),
         "classes": classes,
+        **CELLS,
     }
     with store.create(output, **attributes) as writer:
         batches = size_batches(manifest, ids, settings.resize, TOGETHER, "random walk", most_pixels=MOST_PIXELS)
         for chosen, images in batches:
             edges, _ = model.infer(images.to(device, memory_format=torch.channels_last))
-            planes = [torch.from_numpy(source.get("cam", image_id).astype(np.float32)) for image_id in chosen]
+            maps = [class_maps(source, manifest, image_id) for image_id in chosen]
+            planes = [torch.from_numpy(one.astype(np.float32)) for one, _ in maps]
             sides = [
                 relative_sides(one.shape[1:], made, edges.shape[1:], settings.resize, manifest.size(image_id))
                 for image_id, one in zip(chosen, planes, strict=True)
             ]
             walked = walk(stacked(planes, sides, edges.shape[1:]).to(device), edges, settings).cpu()
-            for image_id, scores, given in zip(chosen, walked, planes, strict=True):
+            for image_id, scores, (given, values) in zip(chosen, walked, maps, strict=True):
                 kept = scores[: len(given)]
                 kept = kept / kept.amax().clamp(min=1e-12) if len(kept) else kept
-                values = source.attribute("cam", image_id, "classes")
                 writer.put("cam", image_id, kept.half().numpy(), classes=values)
 
 

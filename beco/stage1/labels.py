@@ -9,29 +9,29 @@ import numpy as np
 from tqdm import tqdm
 
 from beco import crf, store
-from beco.cells import upsampled
 from beco.config import Labels
 from beco.datasets.manifest import Manifest
-from beco.errors import UserError
 from beco.files import file_hash
+from beco.grids import upsampled
 from beco.pseudolabels import UNCERTAIN, doubt_of, put
 from beco.shards import shard_ids
+from beco.stage1.maps import class_maps, open_maps, resize_of
 from beco.store import Store
 
 
 def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: Path) -> None:
     """Write the pseudo-labels of one shard of `manifest` (one split) as `pseudolabels.put` stores them.
 
-    With refine: irn, `cams` are the scores that `beco refine` makes; UserError if the one is given for the other.
+    With refine: irn, `cams` are the scores that `beco refine` makes; UserError if the one is given for the other, or
+    for maps of other classes or pictures.
     """
-    source = Store(cams)
-    check_maps(source, settings)
+    ids = shard_ids(manifest.ids, shard)
+    source = open_maps(cams, manifest, ids, maps_kind(settings))
     attributes = {
         "labels": settings.model_dump(mode="json", include=settings.label_keys()),
         "cams": file_hash(cams),
         "classes": manifest.classes,
     }
-    ids = shard_ids(manifest.ids, shard)
     with store.create(output, **attributes) as writer:
         for image_id in tqdm(ids, desc="pseudo-labels", unit="picture", disable=not sys.stderr.isatty(), leave=False):
             cam, values = class_scores(manifest, source, settings, image_id)
@@ -42,20 +42,18 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
             put(writer, image_id, label, doubt)
 
 
-def check_maps(maps: Store, settings: Labels) -> None:
-    """UserError unless `maps` are what the recipe starts from: CAMs, or for IRN its scores."""
-    if ("walk" in maps.attributes) != (settings.refine == "irn"):
-        wanted = "the scores of beco refine" if settings.refine == "irn" else "the CAMs of beco cams"
-        raise UserError(f"{maps.path}: not what refine: {settings.refine} starts from; give {wanted}")
+def maps_kind(settings: Labels) -> str:
+    """What the recipe starts from, a key of `artifacts.KINDS`: CAMs, or for IRN its scores."""
+    return "scores" if settings.refine == "irn" else "cams"
 
 
 def class_scores(manifest: Manifest, maps: Store, settings: Labels, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores (K, H, W) float32 of a picture's classes at its own size, and their K label values."""
-    made_with = maps.attributes.get("walk" if settings.refine == "irn" else "cam", {})
-    scores = upsampled(maps.get("cam", image_id), *manifest.size(image_id), made_with.get("resize"))
+    planes, values = class_maps(maps, manifest, image_id)
+    scores = upsampled(planes, *manifest.size(image_id), resize_of(maps))
     if settings.refine == "irn":
         scores = share_of_maximum(scores)
-    return scores, maps.attribute("cam", image_id, "classes")
+    return scores, values
 
 
 def share_of_maximum(scores: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from beco import encoders
 from beco.augment import LabelledPictures
 from beco.config import Network, Training
+from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest, check_meaning
 from beco.engine import Compute, choose_device, describe, fit
 from beco.errors import UserError
@@ -45,6 +46,8 @@ def train(
     """
     pictures = manifest.split(split)
     reader = _checked_labels(pictures, labels)
+    if classifier is not None and network.encoder.weights == "classifier":
+        encoders.load_network(classifier, "classifier", manifest.classes)  # before anything is built
     if recipe != "single" and settings.schedule.batch_size % 2:
         raise UserError("training.schedule.batch_size: pairs are mixed, so it must be even")
     networks = []
@@ -115,18 +118,7 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
             raise UserError("labels: truth asked for, but the training split has no masks; name a stage-one recipe")
         check_meaning(pictures)
         return None
-    reader = PseudoLabels(labels)
-    reader.check()
-    missing = set(pictures.ids) - set(reader.ids())
-    if missing:
-        raise UserError(
-            f"{labels}: has no label for {len(missing)} of {len(pictures.ids)} training pictures, such as "
-            f"{min(missing)}; make it again from this manifest"
-        )
-    classes = reader.store.attributes.get("classes")
-    if classes != pictures.classes:
-        raise UserError(f"{labels}: its classes {classes} are not the manifest's; make it again from this manifest")
-    return reader
+    return open_labels(labels, pictures)
 
 
 def _starting_weights(network: Network, classifier: Path | None) -> str | None:
@@ -136,14 +128,15 @@ def _starting_weights(network: Network, classifier: Path | None) -> str | None:
 
 
 def load(path: Path) -> tuple[list[Segmenter], list[str]]:
-    """The networks that `train` saved, in evaluation mode, and their class names."""
-    state, metadata = encoders.load_network(path)
-    settings = _settings(json.loads(metadata["network"]))
-    settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
-    classes = json.loads(metadata["classes"])
-    networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
-    encoders.refuse_pooled(path, metadata, networks[0].backbone)
-    torch.nn.ModuleList(networks).load_state_dict(state)
+    """The networks that `train` saved, in evaluation mode, and their class names. UserError if the file is no such."""
+    state, metadata = encoders.load_network(path, "networks")
+    with encoders.described(path):
+        settings = _settings(json.loads(metadata["network"]))
+        settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"weights": None})})
+        classes = json.loads(metadata["classes"])
+        networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
+        encoders.refuse_pooled(path, metadata, networks[0].backbone)
+        encoders.load_whole(torch.nn.ModuleList(networks), state, path)
     return [network.eval() for network in networks], classes
 
 

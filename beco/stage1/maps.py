@@ -1,0 +1,65 @@
+"""Stores of class maps, CAMs and IRN's scores: whether they are of a manifest's pictures, and where their cells lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beco.batches import fitted_size
+from beco.datasets.belonging import check_classes, check_ids, check_kind, kind_of
+from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+from beco.grids import STRIDE, grid
+from beco.store import Store
+
+MADE_BY = {"cams": "cam", "scores": "walk"}
+"""The attribute with the settings that class maps were made with."""
+CELLS = {"cells": STRIDE}
+"""What class maps say of themselves: cells of so many pixels a side, from the picture's corner. Older ones do not."""
+
+
+def open_maps(path: Path, manifest: Manifest, ids: Iterable[str], kind: str) -> Store:
+    """The class maps of the pictures `ids`, which are CAMs (`cams`) or IRN's (`scores`).
+
+    UserError if the file holds something else, or is of other classes or pictures, or of a version whose maps lay
+    elsewhere.
+    """
+    source = Store(path)
+    check_kind(source, kind)
+    check_classes(source, manifest)
+    check_ids(source, "cam", ids)
+    if any(source.attributes.get(key) != value for key, value in CELLS.items()):
+        raise UserError(
+            f"{path}: made by an older version, whose maps lay up to three pixels beside their pictures; remove it and "
+            "run its stage again (beco cams, and beco refine with IRN)"
+        )
+    return source
+
+
+def class_maps(source: Store, manifest: Manifest, image_id: str) -> tuple[NDArray[np.float16], NDArray[np.integer]]:
+    """The maps (K', h, w) of a picture from a store of `open_maps`, and their K' label values.
+
+    UserError if they are not of the picture's size or of its classes in the manifest.
+    """
+    planes, values = source.get("cam", image_id), np.asarray(source.attribute("cam", image_id, "classes"))
+    expected = grid(*fitted_size(*manifest.size(image_id), resize_of(source)))
+    if planes.ndim != 3 or planes.shape[1:] != expected:
+        raise UserError(
+            f"{source.path}: the maps of {image_id} have the shape {planes.shape}, of its picture they are "
+            f"{expected[0]}×{expected[1]} (height×width); they were made from other pictures: run its stage again"
+        )
+    if len(values) != len(planes) or values.tolist() != manifest.present(image_id):
+        raise UserError(
+            f"{source.path}: the maps of {image_id} are of the classes {values.tolist()}, its labels in the manifest "
+            f"are {manifest.present(image_id)}; it was made from another manifest: run its stage again"
+        )
+    return planes, values
+
+
+def resize_of(source: Store) -> int | None:
+    """The long side of the pictures that class maps were made from; None: their own."""
+    made_with = source.attributes.get(MADE_BY[kind_of(source) or "cams"], {})
+    return made_with.get("resize") if isinstance(made_with, dict) else None

@@ -1,0 +1,210 @@
+"""Every command that takes an artifact, and every artifact that is another's: one line, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from corpus_inputs import CLASSES, SIZE, put, reads, sound
+from small_networks import TINY, network
+from test_corpus import run
+
+from beco import encoders, pseudolabels
+from beco.config import Encoder
+from beco.datasets.palette import write_index_png
+from beco.files import write_json
+from beco.stage1.classifier import CamNetwork
+from beco.stage1.irn import IrnNetwork
+from beco.stage1.maps import CELLS
+from beco.stage2.networks import build
+from beco.store import create
+from beco.weights import write_safetensors
+
+MANIFESTS = {  # of other pictures, of the same names where it matters
+    "classes": ("cat,dog", "cat,cow"),
+    "order": ("cat,dog", "dog,cat"),
+    "ids": ("\na,train", "\nz,train"),
+    "sizes": ("24,16", "40,32"),
+    "labels": ("24,16,1,0\nb", "24,16,1,1\nb"),
+}
+
+
+def maps(path: Path, classes: list[str], size: tuple[int, int] = (4, 6), **attributes: object) -> None:
+    """Class maps of the training pictures a and b."""
+    with create(path, classes=classes, **attributes) as writer:
+        for image_id, value in (("a", 1), ("b", 2)):
+            writer.put("cam", image_id, np.full((1, *size), 0.5, np.float16), classes=[value])
+
+
+def networks(folder: Path, classes: list[str]) -> None:
+    """Untrained networks of each kind, as the trainings save them."""
+    encoder, named = Encoder.model_validate(TINY), json.dumps(classes)
+    first = {"encoder": encoder.model_dump_json(), "output_stride": "16", "dilate": "true", "classes": named}
+    encoders.save_network(CamNetwork(encoder, 16, len(classes)), folder / "classifier.safetensors", first)
+    encoders.save_network(IrnNetwork(encoder, 16), folder / "irn.safetensors", {**first, "start": "classifier"})
+    second = {"network": network("deeplabv2").model_dump_json(), "classes": named, "count": "1"}
+    member = build(network("deeplabv2"), len(classes))
+    encoders.save_network(torch.nn.ModuleList([member]), folder / "networks.safetensors", second)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound folder with one of every artifact, and of some a copy that is of an older version."""
+    folder = tmp_path_factory.mktemp("doors")
+    sound(folder)
+    maps(folder / "cams.h5", CLASSES, cam={"resize": None}, **CELLS)
+    maps(folder / "scores.h5", CLASSES, walk={"resize": None}, **CELLS)
+    maps(folder / "old.h5", CLASSES, cam={"resize": None})
+    maps(folder / "old_scores.h5", CLASSES, walk={"resize": None})
+    maps(folder / "stretched.h5", CLASSES, (16, 24), cam={"resize": None}, **CELLS)
+    networks(folder, CLASSES)
+    with create(folder / "beyond.h5", labels={}, classes=CLASSES) as writer:
+        for name in ("a", "b"):
+            pseudolabels.put(writer, name, np.full(SIZE, 9, np.uint8), np.zeros(SIZE))
+    shutil.copytree(folder / "predictions", folder / "beyond")
+    write_index_png(folder / "beyond" / "v.png", np.full(SIZE, 9, np.uint8))
+    write_json(folder / "list.json", [1])
+    for kind, (old, new) in MANIFESTS.items():
+        (folder / f"{kind}.csv").write_text((folder / "m.csv").read_text().replace(old, new))
+    return folder
+
+
+Door = Callable[[Path, str], list[str]]
+TRAIN = "{schedule: {steps: 1, batch_size: 2}, crop: {size: 32}}"
+NETWORK = (
+    "{architecture: deeplabv2, atrous_rates: [1, 2], encoder: {name: resnet10t, options: {channels: [8, 16, 24, 32]}"
+)
+NONE = "{refine: none}"
+
+
+def door(command: str, *options: str | tuple[str, str]) -> Door:
+    """A command with the artifact under trial as its last option, or as its argument."""
+
+    def arguments(at: Path, artifact: str) -> list[str]:
+        given = [word for one in options for word in ((f"--{one[0]}", str(at / one[1])) if len(one) == 2 else [one])]
+        return [command, *reads(at), *given, str(at / artifact), "--output", str(at / "out" / "new")]
+
+    return arguments
+
+
+DOORS: dict[str, Door] = {
+    "labels": door("labels", "--settings", NONE, "--cams"),
+    "labels, irn": door("labels", "--settings", "{refine: irn}", "--cams"),
+    "sweep-labels": door("sweep-labels", "--settings", NONE, "--background", "0.3", "--cams"),
+    "refine": door("refine", ("irn", "irn.safetensors"), "--cams"),
+    "refine, irn": door("refine", ("cams", "cams.h5"), "--irn"),
+    "cams": door("cams", "--classifier"),
+    "train-irn": door("train-irn", ("classifier", "classifier.safetensors"), "--settings", TRAIN, "--labels"),
+    "train-irn, classifier": door("train-irn", ("labels", "labels.h5"), "--settings", TRAIN, "--classifier"),
+    "train": door("train", "--recipe", "single", "--network", NETWORK + "}}", "--settings", TRAIN, "--labels"),
+    "train, classifier": door(
+        "train", "--recipe", "single", ("labels", "labels.h5"), "--settings", TRAIN, "--network",
+        NETWORK + ", weights: classifier}}", "--classifier",
+    ),
+    "predict": door("predict", "--networks"),
+    "evaluate-labels": door("evaluate-labels", "--labels"),
+    "evaluate": door("evaluate", "--predictions"),
+    "export-labels": lambda at, artifact: [
+        "export-labels", str(at / artifact), *put(at, "manifest", "m.csv"), "--output", str(at / "out" / "new"),
+    ],
+    "gather": lambda at, artifact: [
+        "gather", str(at / "labels.h5"), str(at / artifact), "--output", str(at / "out" / "new"),
+    ],
+    "archive": lambda at, artifact: [
+        "archive", str(at / artifact), *put(at, "manifest", "m.csv"), "--output", str(at / "out" / "new"),
+    ],
+    "tables": lambda at, artifact: [
+        "tables", "--runs", f"one:0:crf={at / artifact}", "--output", str(at / "out" / "new"),
+    ],
+}  # fmt: skip
+RIGHT = {
+    "labels": "cams.h5", "labels, irn": "scores.h5", "sweep-labels": "cams.h5", "refine": "cams.h5",
+    "refine, irn": "irn.safetensors", "cams": "classifier.safetensors", "predict": "networks.safetensors",
+    "evaluate-labels": "labels.h5", "evaluate": "predictions", "export-labels": "labels.h5",
+    "train-irn, classifier": "classifier.safetensors", "train, classifier": "classifier.safetensors",
+    "train-irn": "labels.h5", "train": "labels.h5",
+}  # fmt: skip
+STORES = ["cams.h5", "scores.h5", "labels.h5"]
+TENSORS = ["classifier.safetensors", "irn.safetensors", "networks.safetensors"]
+OTHERS = [*STORES, *TENSORS, "predictions", "m.csv", "list.json", "nothing"]
+MORE = {
+    "labels": ["old.h5", "stretched.h5"], "labels, irn": ["old_scores.h5"], "refine": ["old.h5", "stretched.h5"],
+    "sweep-labels": ["old.h5"], "evaluate-labels": ["beyond.h5"], "train": ["beyond.h5"], "evaluate": ["beyond"],
+    "export-labels": ["beyond.h5", "beyond"], "archive": ["beyond"],
+}  # fmt: skip
+ALSO_RIGHT = {"export-labels": ["predictions"], "gather": ["labels.h5"], "archive": ["predictions"]}
+
+
+def wrong_for(name: str) -> list[str]:
+    right = [RIGHT.get(name, ""), *ALSO_RIGHT.get(name, [])]
+    return [other for other in OTHERS if other not in right] + MORE.get(name, [])
+
+
+def refused(made: Path, tmp_path: Path, arguments: list[str]) -> str:
+    """The one line of a refusal; nothing may be written."""
+    arguments = [word.replace(str(made / "out"), str(tmp_path / "out")) for word in arguments]
+    status, error = run(arguments)
+    lines = [line for line in error.splitlines() if line.startswith("beco: ")]
+    assert status == 1 and len(lines) == 1 and "Traceback" not in error, error
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.suffix in (".h5", ".png", ".safetensors") or ".tmp" in path.name], left
+    return lines[0]
+
+
+@pytest.mark.parametrize(("name", "artifact"), [(name, one) for name in DOORS for one in wrong_for(name)])
+def test_another_kind_of_artifact(made: Path, tmp_path: Path, name: str, artifact: str) -> None:
+    line = refused(made, tmp_path, DOORS[name](made, artifact))
+    assert Path(artifact).stem in line or "label" in line or " v:" in line, line
+    assert "; " in line or ": run " in line, line
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+@pytest.mark.parametrize("name", [name for name in RIGHT if name != "evaluate"])  # it compares PNGs with masks alone
+def test_another_manifest(made: Path, tmp_path: Path, name: str, kind: str) -> None:
+    """The right artifact of other classes, another order of them, other ids, sizes or image-level labels."""
+    seen = {"classes", "order"} if RIGHT[name].endswith("safetensors") else {"classes", "order", "ids", "sizes"}
+    seen |= {"labels"} if RIGHT[name] in ("cams.h5", "scores.h5") else set()
+    if kind not in seen:
+        pytest.skip("does not matter here")
+    arguments = [
+        str(made / f"{kind}.csv") if word == str(made / "m.csv") else word for word in DOORS[name](made, RIGHT[name])
+    ]
+    line = refused(made, tmp_path, arguments)
+    assert any(one in line for one in ("a: ", *STORES, *TENSORS)), line
+
+
+@pytest.mark.parametrize("name", ["labels", "labels, irn", "sweep-labels", "refine", "cams", "predict",
+                                  "evaluate-labels", "evaluate", "export-labels"])  # fmt: skip
+def test_the_right_one_is_taken(made: Path, tmp_path: Path, name: str) -> None:
+    arguments = [word.replace(str(made / "out"), str(tmp_path / "out")) for word in DOORS[name](made, RIGHT[name])]
+    status, error = run(arguments)
+    assert status == 0, error
+    assert (tmp_path / "out" / "new").exists()
+
+
+def test_an_older_version_is_refused_with_the_mend(made: Path, tmp_path: Path) -> None:
+    line = refused(made, tmp_path, DOORS["labels"](made, "old.h5"))
+    assert "old.h5: made by an older version" in line and "beco cams" in line
+
+
+@pytest.mark.parametrize("spoil", ["tensors", "text", "weights"])
+@pytest.mark.parametrize("name", ["cams", "refine, irn", "predict", "train-irn, classifier"])
+def test_a_network_that_is_not_what_it_says(made: Path, tmp_path: Path, name: str, spoil: str) -> None:
+    state, metadata = encoders.load_network(made / RIGHT[name])
+    one = next(one for one in state if "backbone.layer1" in one and one.endswith("weight"))
+    key = "network" if "network" in metadata else "encoder"
+    if spoil == "text":
+        metadata = {**metadata, key: "{"}
+    elif spoil == "tensors":
+        state.pop(one)
+    else:
+        state[one] = state[one].to(torch.int8)
+    write_safetensors(tmp_path / RIGHT[name], state, metadata)
+    line = refused(made, tmp_path, [word if word != str(made / RIGHT[name]) else str(tmp_path / RIGHT[name])
+                                    for word in DOORS[name](made, RIGHT[name])])  # fmt: skip
+    assert str(tmp_path / RIGHT[name]) in line and "; " in line
