@@ -16,7 +16,11 @@ from test_corpus import run
 
 from beco import encoders, pseudolabels
 from beco.config import Encoder
+from beco.datasets import manifest as manifests
 from beco.datasets.palette import write_index_png
+from beco.errors import UserError
+from beco.evaluation.gallery import labels_gallery
+from beco.evaluation.tables import classifier_table
 from beco.files import write_json
 from beco.stage1.classifier import CamNetwork
 from beco.stage1.irn import IrnNetwork
@@ -161,6 +165,21 @@ def test_another_kind_of_artifact(made: Path, tmp_path: Path, name: str, artifac
     line = refused(made, tmp_path, DOORS[name](made, artifact))
     assert Path(artifact).stem in line or "label" in line or " v:" in line, line
     assert "; " in line or ": run " in line, line
+
+
+@pytest.mark.parametrize("content", [[1], {"miou": 1.0}, {"ap": [1]}])
+def test_tables_of_what_is_no_classifiers_file(tmp_path: Path, content: object) -> None:
+    write_json(tmp_path / "c.json", content)
+    with pytest.raises(UserError, match=r"c\.json: holds no precision by class; give the classifier\.json"):
+        classifier_table(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("artifact", ["labels.h5", "nothing", "classes"])
+def test_maps_that_a_report_cannot_show(made: Path, artifact: str) -> None:
+    given = artifact if artifact != "classes" else "cams.h5"
+    manifest = manifests.read(made / ("classes.csv" if artifact == "classes" else "m.csv"), made / "data")
+    with pytest.raises(UserError, match=given):
+        labels_gallery(manifest.split("train"), made / given, [], 1)
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)

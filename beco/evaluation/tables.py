@@ -166,6 +166,8 @@ def classifier_table(classifier: Path | None) -> pd.DataFrame:
     if classifier is None or not classifier.is_file():
         return pd.DataFrame({"class": [], "ap": []})
     values = read_json(classifier)
+    if not isinstance(values, dict) or not isinstance(values.get("ap"), dict):
+        raise UserError(f"{classifier}: holds no precision by class; give the classifier.json of beco train-classifier")
     rows = [*values.get("ap", {}).items(), ("mean", values.get("map"))]
     return pd.DataFrame(rows, columns=["class", "ap"]).astype({"ap": float})
 
