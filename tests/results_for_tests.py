@@ -77,7 +77,7 @@ def make_run(root: Path, manifest: Manifest, experiment: str, seed: int, labels:
 def make_labels(root: Path, manifest: Manifest) -> LabelSource:
     """Labels that miss the first column of each object and have no opinion in one row."""
     folder = root / "labels"
-    with create(folder / "labels.h5", labels={"refine": "crf"}, classes=CLASSES) as writer:
+    with create(folder / "labels.h5", labels={"refine": "crf"}, classes=manifest.classes) as writer:
         for index, image_id in enumerate(manifest.split("train").ids):
             label = np.where(truth_of(index) == 255, 0, truth_of(index)).astype(np.uint8)
             label[:, 4] = 0
@@ -90,7 +90,7 @@ def make_labels(root: Path, manifest: Manifest) -> LabelSource:
 
 
 def make_cams(root: Path, manifest: Manifest) -> Path:
-    with create(root / "cams.h5", settings={"scales": [1.0]}, classes=CLASSES) as writer:
+    with create(root / "cams.h5", settings={"scales": [1.0]}, classes=manifest.classes) as writer:
         for image_id in manifest.split("train").ids:
             values = np.array(manifest.present(image_id))
             cam = np.full((len(values), 6, 6), 0.5, dtype=np.float16)

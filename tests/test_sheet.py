@@ -237,9 +237,9 @@ def test_a_mask_of_another_case_is_named_unless_it_is_anothers(tmp_path: Path) -
     rows = [["image", "cat"], ["a.png", "1"], ["A.png", "1"], ["b.png", "1"]]
     masks = tmp_path / "masks"
     masks.mkdir()
-    Image.new("L", (20, 12)).save(masks / "A.png")
+    Image.new("L", (20, 12), 1).save(masks / "A.png")
     assert build(tmp_path, rows, masks=str(masks)).with_masks().ids == ["A"]
     (tmp_path / "manifest.csv").unlink()
-    Image.new("L", (20, 12)).save(masks / "b.PNG", format="PNG")
+    Image.new("L", (20, 12), 1).save(masks / "b.PNG", format="PNG")
     (line,) = refused(tmp_path, rows, masks=str(masks))
     assert "b.png: no such mask, but there is b.PNG; rename it to b.png" in line
