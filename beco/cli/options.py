@@ -4,12 +4,58 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-app = typer.Typer(
+from beco.errors import UserError
+from beco.schema.base import expanded
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Commands(typer.Typer):
+    """Commands whose paths may begin with `~`, which the shell leaves as it is within quotes and behind `=`."""
+
+    def command(self, *args: Any, **settings: Any) -> Callable[[Function], Function]:
+        return _also(super().command(*args, **settings))
+
+    def callback(self, *args: Any, **settings: Any) -> Callable[[Function], Function]:
+        return _also(super().callback(*args, **settings))
+
+
+def _also(register: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Register a function that spells out the paths that it is given, and leave the name to the function itself."""
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def run(**given: Any) -> Any:
+            return function(**{name: _full(value) for name, value in given.items()})
+
+        register(run)
+        return function
+
+    return add
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_full(entry) for entry in value]
+    return Path(home(str(value))) if isinstance(value, Path) else value
+
+
+def home(path: str) -> str:
+    """A path with its `~` spelt out; UserError if there is no such home folder."""
+    try:
+        return expanded(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+app = Commands(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
