@@ -6,6 +6,7 @@ wrong is said in one line that names every wrong key and its mend.
 
 from __future__ import annotations
 
+import os
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,7 +98,7 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
     if text is None:
         return validate(model, {}, where)
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
-        where, text = text, read_text(Path(text), "save it as such")
+        where, text = text, read_text(Path(os.path.expanduser(text)), "save it as such")  # noqa: PTH111  (raises nothing)
     return validate(model, parse_yaml(text, where), where)
 
 

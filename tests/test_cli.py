@@ -40,3 +40,19 @@ def test_two_commands_in_one_process_speak_once_each(tmp_path: Path, monkeypatch
     assert "1 of the 1 training pictures have no mask" in first
     assert log.read_text() == kept, "a second command wrote to the log of the first"
     assert len(logger.handlers) == 1
+
+
+def test_home_is_spelt_out_where_the_shell_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("beco"), "handlers", [])
+    (tmp_path / "small.yaml").write_text("{train: 1, val: 1, size: 48}", encoding="utf-8")
+    said(monkeypatch, "--log=~/a.log", "draw-shapes", "--output=~/drawn", "--settings", "~/small.yaml")
+    assert (tmp_path / "drawn" / "classes.txt").is_file() and (tmp_path / "a.log").is_file()
+    words = ["--settings", "{format: shapes}", "-o", "~/m/manifest.csv"]
+    said(monkeypatch, "manifest", "--root", "~/drawn", *words)
+    assert (tmp_path / "m" / "manifest.csv").is_file() and not (tmp_path / "~").exists()
+    wrong = said(monkeypatch, "manifest", "--root", "~nobody-of-that-name/x", *words)
+    assert wrong.count("\n") == 1 and "write the whole path" in wrong
+    wrong = said(monkeypatch, "tables", "--runs", "a:0:crf=~nobody-of-that-name/x", "-o", "t")
+    assert wrong.count("\n") == 1 and "write the whole path" in wrong

@@ -57,6 +57,64 @@ def refusal(values: Any) -> str:
     return message
 
 
+# --- paths --------------------------------------------------------------------------------------------------
+
+FOLDER = {"format": "folder", "root": "/data", "labels": "/data/labels.csv"}
+PATHS: dict[str, Any] = {
+    "results": {},
+    "dataset.root": FOLDER,
+    "dataset.labels": FOLDER,
+    "dataset.masks": FOLDER,
+    "classifier.encoder.weights": {},
+    "networks.default.encoder.weights": {},
+    "labels.crf.source.path": {},
+}
+
+
+def at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    return config
+
+
+def with_path(key: str, value: str) -> dict[str, Any]:
+    values = changed(key, value)
+    if PATHS.get(key):
+        values["dataset"] = {**PATHS[key], **values["dataset"]}
+    return values
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_home_is_spelt_out_in_paths(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ana")
+    assert at(validate_config(with_path(key, "~/x")), key) == "/home/ana/x"
+    assert at(validate_config(with_path(key, "a/~/x")), key) == "a/~/x"
+    assert "write the whole path" in refusal(with_path(key, "~nobody-of-that-name/x"))
+
+
+@pytest.mark.parametrize("key", [*PATHS, "dataset.train", "dataset.val", "classifier.encoder.name"])
+@pytest.mark.parametrize("name", ["a{b}", "{labels}", "a}", "{"])
+def test_braces_are_refused_wherever_snakemake_would_take_them_for_a_wildcard(key: str, name: str) -> None:
+    said = refusal(with_path(key, name))
+    assert f"{key}: `{name}`: braces" in said
+
+
+def test_braces_are_refused_in_lists_and_names_of_options_too() -> None:
+    assert "dataset.classes: `{dog}`" in refusal(changed("dataset.classes", ["cat", "{dog}"]))
+    assert "classifier.encoder.options: `{x}`" in refusal(changed("classifier.encoder.options", {"{x}": 1}))
+    values = minimal() | {"comparisons": {"a": {"title": "{seed}", "experiments": ["one"]}}}
+    assert "comparisons.a.title: `{seed}`" in refusal(values)
+
+
+@pytest.mark.parametrize(("given", "taken"), [("out/", "out"), ("./out", "out"), ("a//b/../c", "a/c"), (".", ".")])
+def test_results_are_one_folder_however_spelt(given: str, taken: str) -> None:
+    assert validate_config(changed("results", given)).results == taken
+
+
+def test_an_empty_path_is_refused() -> None:
+    assert "results" in refusal(changed("results", ""))
+
+
 # --- what ships ---------------------------------------------------------------------------------------------
 
 

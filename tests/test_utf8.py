@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import getpass
 import io
 import os
 import subprocess
@@ -15,8 +16,7 @@ from conftest import ROOT
 from PIL import Image
 from plans import TINY
 
-from beco import cli
-from beco.interpreter import forgive
+from beco import cli, interpreter
 
 CODES = "import sys; from beco.sources import stage_hash; print(stage_hash('beco.stage2.train'))"
 TEXT_CALLS = {"open", "read_text", "write_text", "FileHandler", "fdopen", "TextIOWrapper", "NamedTemporaryFile"}
@@ -82,11 +82,23 @@ def test_a_name_that_is_no_text_is_one_line(
     assert stopped.value.code == 1 and said.startswith("beco: 'folder/K") and said.count("\n") == 1
 
 
+def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # to be put back
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    interpreter.settle()
+    assert getpass.getuser() == f"uid{os.getuid()}"
+
+
 @pytest.mark.parametrize("errors", ["strict", "backslashreplace"])
 def test_streams_are_forgiven_what_they_lack(errors: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
-    forgive(stream)
-    forgive(io.StringIO())
+    interpreter.forgive(stream)
+    interpreter.forgive(io.StringIO())
     stream.write("✗")
     stream.flush()
     assert stream.buffer.getvalue() == {"strict": b"?", "backslashreplace": b"\\u2717"}[errors]  # type: ignore[attr-defined]

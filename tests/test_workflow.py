@@ -147,6 +147,41 @@ def test_comments_and_the_readme_rerun_nothing(finished: Checkout) -> None:
         module.write_text(texts[1])
 
 
+ALL = {"manifest": 1, **FROM_CLASSIFIER}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("JPEGImages/val_00004.jpg", "JPEGImages/val_00003.jpg", ALL),
+        ("Annotations/train_00004.xml", "Annotations/train_00003.xml", ALL),
+        (
+            "SegmentationClass/val_00004.png",
+            "SegmentationClassAug/val_00004.png",
+            {"evaluate": 2, "tabulate": 1, "report": 1},
+        ),
+        (
+            "SegmentationClass/train_00004.png",
+            "SegmentationClassAug/train_00004.png",
+            {"evaluate_labels": 2, "tabulate": 1, "report": 1},
+        ),
+    ],
+)
+def test_another_file_reruns_what_reads_it(
+    finished: Checkout, source: str, target: str, expected: dict[str, int]
+) -> None:
+    data = finished.folder / "results" / "tiny" / "dataset"
+    path = data / target
+    before = path.read_bytes() if path.exists() else None
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((data / source).read_bytes())
+    try:
+        assert finished.planned() == expected
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+    assert finished.planned() == {}  # of another time, but the same
+
+
 def test_results_of_another_dataset_are_not_overwritten(finished: Checkout) -> None:
     other = finished.folder / "elsewhere"
     done = finished.snakemake("--dry-run", "--config", f"dataset={{format: voc, root: {other}}}")

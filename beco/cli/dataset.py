@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from beco.cli.options import app
+from beco.cli.options import app, home
 from beco.errors import UserError
 
 
@@ -27,6 +27,7 @@ def init(
     from beco.config import Dataset, validate
     from beco.datasets import formats
 
+    weights = weights and home(weights)
     stage.refuse_unusable(project, images, labels, masks, weights)
     section = {"root": str(images), "labels": str(labels), "masks": str(masks) if masks else None}
     dataset = validate(Dataset, {"format": "folder", **section, "val_share": val_share}, "beco init")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from beco.cli.options import ManifestPath, Output, Root, Settings, Split, Threads, app
+from beco.cli.options import ManifestPath, Output, Root, Settings, Split, Threads, app, home
 from beco.errors import UserError
 
 
@@ -103,7 +103,7 @@ def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
     wrong = [option for option, (name, _, folder) in zip(options, pairs, strict=True) if not (name and folder)]
     if wrong:
         raise UserError(f"{what}: expected name=folder, found `{wrong[0]}`")
-    return [(name, Path(folder)) for name, _, folder in pairs]
+    return [(name, Path(home(folder))) for name, _, folder in pairs]
 
 
 def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:

@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from beco.errors import UserError
+from beco.schema.base import expanded
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class _Commands(typer.Typer):
-    """Commands that look, before they begin, whether they would write over what they read."""
+class Commands(typer.Typer):
+    """Commands whose paths may begin with `~`, and which do not write over what they read.
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
-        register = super().command(name, **options)
+    The shell leaves `~` as it is within quotes and behind `=`.
+    """
 
-        def guarded(function: Command) -> Command:
-            @functools.wraps(function)
-            def run(**values: Any) -> Any:
+    def command(self, *args: Any, **settings: Any) -> Callable[[Function], Function]:
+        return _also(super().command(*args, **settings), guarded=True)
+
+    def callback(self, *args: Any, **settings: Any) -> Callable[[Function], Function]:
+        return _also(super().callback(*args, **settings), guarded=False)
+
+
+def _also(register: Callable[[Any], Any], guarded: bool) -> Callable[[Function], Function]:
+    """Register a function that looks at the paths that it is given, and leave the name to the function itself."""
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def run(**given: Any) -> Any:
+            values = {name: _full(value) for name, value in given.items()}
+            if guarded:
                 from beco.cli import overwriting
 
                 overwriting.refuse(function.__name__, values)
-                return function(**values)
+            return function(**values)
 
-            register(run)
-            return function
+        register(run)
+        return function
 
-        return guarded
+    return add
 
 
-app = _Commands(
+def _full(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_full(entry) for entry in value]
+    return Path(home(str(value))) if isinstance(value, Path) else value
+
+
+def home(path: str) -> str:
+    """A path with its `~` spelt out; UserError if there is no such home folder."""
+    try:
+        return expanded(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+app = Commands(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

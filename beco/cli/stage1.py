@@ -40,17 +40,28 @@ def manifest(
     output: Output,
     settings: Settings = None,
     masks: Annotated[
-        Path | None, typer.Option(help="format coco: the folder of render-masks; default: masks, beside the output")
+        Path | None,
+        typer.Option(
+            help="format coco: the folder of render-masks, by default masks, beside the output; format folder: the "
+            "folder of the masks"
+        ),
     ] = None,
+    labels: Annotated[Path | None, typer.Option(help="format folder: the CSV of the labels")] = None,
+    watched: Annotated[list[str] | None, typer.Option(help="of the workflow: PART=TOKEN, see datasets/watch")] = None,
 ) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
     from beco.config import Dataset, read_settings
-    from beco.datasets import formats
+    from beco.datasets import formats, watch
     from beco.files import write_json
 
-    dataset = read_settings(Dataset, settings).model_copy(update={"root": str(root)})
+    paths = {"root": root, "labels": labels, "masks": masks}
+    given = {key: str(path) for key, path in paths.items() if path}
+    dataset = read_settings(Dataset, settings).model_copy(update=given)
+    tokens = watch.parse_tokens(watched) if watched else None
     formats.build(dataset, output, masks)
     write_json(output.with_suffix(".json"), {"dataset": dataset.identity()})
+    if tokens:
+        watch.record(dataset, root, output.parent, tokens)
 
 
 @app.command()

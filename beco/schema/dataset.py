@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from beco.schema.base import Count, Name, Section
+from beco.schema.base import Count, Name, Place, Section
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -47,7 +47,7 @@ class Dataset(Section):
         description="shapes: drawn here; voc: a VOC devkit on disk; coco: instances_*.json on disk; folder: your own "
         "pictures and a CSV",
     )
-    root: str | None = Field(
+    root: Place | None = Field(
         None,
         description="the folder that holds JPEGImages (voc), annotations (coco) or the pictures (folder); not used by "
         "shapes",
@@ -64,8 +64,10 @@ class Dataset(Section):
         description="class names in label order 1…, without background; null: the 20 of VOC, COCO's categories by "
         "their id (what has no annotation may be left out here), or those of the CSV (folder)",
     )
-    labels: str | None = Field(None, description="the CSV of image-level labels (folder), see beco/datasets/folder.py")
-    masks: str | None = Field(
+    labels: Place | None = Field(
+        None, description="the CSV of image-level labels (folder), see beco/datasets/folder.py"
+    )
+    masks: Place | None = Field(
         None, description="folder with <picture's path without suffix>.png for some or all pictures (folder)"
     )
     val_share: Share = Field(0.2, description="share of the pictures for validation, if the CSV has no split (folder)")

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from beco.schema.base import Count, Fraction, Section
+from beco.schema.base import Count, Fraction, Place, Section
 
 
 class Encoder(Section):
     """A timm backbone and the weights it starts from."""
 
     name: str = Field("resnet50", description="timm model name")
-    weights: str | None = Field(
+    weights: Place | None = Field(
         None,
         description="imagenet | a .safetensors/.pth/.pt file | classifier (stage two only) | null = random",
     )

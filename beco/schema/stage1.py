@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from beco.schema.base import Count, Fraction, Positive, Section
+from beco.schema.base import Count, Fraction, Place, Positive, Section
 from beco.schema.networks import Encoder
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
 
@@ -111,7 +111,7 @@ class Irn(Section):
 class Import(Section):
     """Pseudo-labels that another program made, see `beco import-labels`."""
 
-    path: str = Field(
+    path: Place = Field(
         description="the folder of its files; score maps without one for the background have to lie within 0 and 1"
     )
     format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")

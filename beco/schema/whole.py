@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from beco.schema.base import Count, Fraction, Name, Section, nearest
+from beco.schema.base import Count, Fraction, Name, Place, Section, braced, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
 from beco.schema.stage1 import Cam, Classifier, Labels
@@ -76,7 +77,7 @@ class Compute(Section):
 class Config(Section):
     """`config.yaml` as a whole."""
 
-    results: str = Field("results", description="folder of every output")
+    results: Annotated[Place, AfterValidator(os.path.normpath)] = Field("results", description="folder of every output")
     dataset: Dataset = Field(default_factory=Dataset)
     encoders: dict[Name, Encoder] = Field(
         default_factory=dict,
@@ -138,6 +139,13 @@ class Config(Section):
             if recipe.refine != "import":
                 first.setdefault((self.swept_settings(name), self.scores_of(name)), name)
         return list(first.values()) if self.quality.backgrounds else []
+
+    @model_validator(mode="after")
+    def _no_braces(self) -> Config:
+        """Paths, lists and settings are parameters of Snakemake's rules, where braces hold its wildcards."""
+        for path, text in braced(self.model_dump(mode="json")):
+            raise ValueError(f"{path}: `{text}`: braces mean something to Snakemake; choose a name without them")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from beco.config import parse_yaml, validate_config
+from beco.datasets import watch
 from beco.errors import UserError
-from beco.files import hold, read_json
+from beco.files import hold
 from beco.interpreter import settle
 from beco.preflight import preflight
 from beco.sources import stage_hash
@@ -35,19 +36,6 @@ def checked_config(values):
         )  # a WorkflowError would add lines of this file
 
 
-def refuse_other_dataset(checked, base):
-    """Stop before the results of one dataset are overwritten by those of another."""
-    made_by = Path(base) / "manifest.json"
-    if made_by.exists():
-        before, now = read_json(made_by)["dataset"], checked.dataset.identity()
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise SystemExit(
-                f"beco: {base}: holds results of another dataset ({changed[0]} was {before.get(changed[0])}, is now "
-                f"{now[changed[0]]}); choose another dataset.name or results folder, or remove this one"
-            )
-
-
 def begin(elsewhere, deployed):
     """Refuse a second run in the same results, which a killed run is not, and what would fail hours later.
 
@@ -58,6 +46,7 @@ def begin(elsewhere, deployed):
         hold(BASE)
         if not deployed:
             preflight(CONFIG, BASE, elsewhere)
+        WATCHED.list_masks()
     except UserError as error:
         raise SystemExit(f"beco: {error}")
 
@@ -71,7 +60,6 @@ def cache_or_measure(rules):
 
 CONFIG = checked_config(config)
 BASE = f"{CONFIG.results}/{CONFIG.dataset.name}"
-refuse_other_dataset(CONFIG, BASE)
 LABELS = list(CONFIG.labels)
 RUNS = [
     (name, seed) for name, entry in CONFIG.experiments.items() for seed in entry.seeds
@@ -85,7 +73,7 @@ GPU = int(
 ENVIRONMENT = "../../envs/beco.yaml"
 # Where results are kept between folders (`--cache`); their rules are not measured then, as Snakemake wants it. What their
 # hash does not see goes into their params (the shard), and what it should not see into their resources (the dataset's
-# folder: manifest_settings has it).
+# folder: what is in it has tokens).
 CACHED = "SNAKEMAKE_OUTPUT_CACHE" in os.environ
 # What the report is made with besides its code, relative to the package.
 REPORT_PARTS = [
@@ -130,30 +118,35 @@ def dataset_root():
     )
 
 
-def dataset_files(wildcards):
-    """What the manifest is made from, as far as Snakemake should watch it: the drawn set, the labels or the split lists."""
-    if CONFIG.dataset.format == "shapes":
-        return [f"{BASE}/dataset"]
-    if CONFIG.dataset.format == "folder":
-        return existing([CONFIG.dataset.labels])
-    pattern = {
-        "voc": "ImageSets/Segmentation/{}.txt",
-        "coco": "annotations/instances_{}.json",
-    }[CONFIG.dataset.format]
-    names = (CONFIG.dataset.train, CONFIG.dataset.val)
-    return existing([f"{dataset_root()}/{pattern.format(name)}" for name in names])
+WATCHED = watch.Watched(CONFIG.dataset, dataset_root(), BASE)
+try:
+    WATCHED.refuse_other()
+except UserError as error:
+    raise SystemExit(f"beco: {error}")
 
 
-def manifest_settings():
-    """The settings that the manifest follows from; not those of the masks alone, lest they rerun every training."""
-    left_out = {
-        "name": True,
-        "shapes": True,
-        "coco": CONFIG.dataset.coco.mask_keys(),
-    }
-    if CONFIG.dataset.format != "coco":
-        left_out["coco"] = True
-    return CONFIG.dataset.model_dump_json(exclude=left_out)
+# With other masks alone the manifest is made anew before the first job, and no reason to run what does not read them.
+MANIFEST = f"{BASE}/manifest.csv"
+LISTED = ancient(MANIFEST) if WATCHED.is_listed else MANIFEST
+
+
+def drawn_pictures():
+    """The embedded dataset, if it is this one; what is in it counts, and not the folder's time."""
+    drawn = [f"{BASE}/dataset"] if CONFIG.dataset.format == "shapes" else []
+    return [ancient(path) if WATCHED.is_listed else path for path in drawn]
+
+
+def watched(*masks):
+    """What a rule depends on that reads the manifest and these masks, as a parameter."""
+    return WATCHED.parameter("pictures", *masks)
+
+
+def watched_in_training(wildcards):
+    """The same for a training, which may look at masks: it learns from them, or is scored on them."""
+    settings = experiment_of(wildcards).training
+    learnt = wildcards.labels == "truth" or settings.watch_labels
+    looks = ["val_masks"] * bool(settings.validate_every)
+    return watched(*looks, *["train_masks"] * bool(learnt))
 
 
 def drawn_masks(wildcards):

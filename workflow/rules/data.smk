@@ -26,7 +26,7 @@ rule draw_shapes:
 
 rule manifest:
     input:
-        dataset_files,
+        drawn_pictures(),
     output:
         manifest=f"{BASE}/manifest.csv",
         identity=f"{BASE}/manifest.json",
@@ -41,20 +41,20 @@ rule manifest:
         mem_mb=growing(8000 if CONFIG.dataset.format == "coco" else 2000),
         runtime=growing(60),
         gpu=0,
-        root=dataset_root(),
+        options=WATCHED.options(),
     params:
-        settings=manifest_settings(),
+        settings=watch.settings(CONFIG.dataset),
+        watched=watched(),
         code=stage_hash("beco.datasets.formats"),
     message:
         "Reading and checking every picture, label and mask"
     shell:
-        "beco --log {log:q} manifest --root {resources.root:q} --settings {params.settings:q} --output {output.manifest:q}"
+        "beco --log {log:q} manifest {resources.options} --settings {params.settings:q}"
+        " --output {output.manifest:q}"
 
 
 rule render_masks:
     # Only the mark at the end is Snakemake's: it would remove the masks before it goes on after a kill.
-    input:
-        dataset_files,
     output:
         touch(f"{BASE}/masks/complete"),
     log:
@@ -68,8 +68,9 @@ rule render_masks:
         mem_mb=growing(8000),
         runtime=growing(240),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
+        watched=watched(),
         settings=CONFIG.dataset.model_dump_json(
             include={
                 **dict.fromkeys(("format", "train", "val", "classes"), True),
@@ -81,5 +82,5 @@ rule render_masks:
     message:
         "Drawing the masks from the outlines of the instances"
     shell:
-        "beco --log {log:q} render-masks --root {params.root:q} --settings {params.settings:q}"
+        "beco --log {log:q} render-masks --root {resources.root:q} --settings {params.settings:q}"
         " --output {params.folder:q} --threads {threads}"

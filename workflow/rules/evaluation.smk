@@ -4,7 +4,7 @@
 rule evaluate:
     input:
         drawn_masks,
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
     output:
         metrics=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/metrics.json",
@@ -25,15 +25,16 @@ rule evaluate:
         mem_mb=growing(3000),
         runtime=growing(120),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         settings=CONFIG.prediction.model_dump_json(),
         folder=subpath(output.metrics, parent=True),
+        watched=watched("val_masks"),
         code=stage_hash("beco.evaluation.evaluate"),
     message:
         "Scoring `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
-        "beco --log {log:q} evaluate --manifest {input.manifest:q} --root {params.root:q}"
+        "beco --log {log:q} evaluate --manifest {input.manifest:q} --root {resources.root:q}"
         " --predictions {input.predictions:q} --settings {params.settings:q} --output {params.folder:q}"
         " --threads {threads}"
 
@@ -41,7 +42,7 @@ rule evaluate:
 rule evaluate_labels:
     input:
         drawn_masks,
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         labels=f"{BASE}/{{labels}}/labels.h5",
     output:
         metrics=f"{BASE}/{{labels}}/quality/metrics.json",
@@ -62,22 +63,23 @@ rule evaluate_labels:
         mem_mb=growing(3000),
         runtime=growing(120),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         options=quality_options(),
         folder=subpath(output.metrics, parent=True),
+        watched=watched("train_masks"),
         code=stage_hash("beco.evaluation.quality"),
     message:
         "Scoring the pseudo-labels `{wildcards.labels}` on the training pictures"
     shell:
-        "beco --log {log:q} evaluate-labels --manifest {input.manifest:q} --root {params.root:q}"
+        "beco --log {log:q} evaluate-labels --manifest {input.manifest:q} --root {resources.root:q}"
         " --labels {input.labels:q} {params.options:q} --output {params.folder:q} --threads {threads}"
 
 
 rule sweep_labels:
     input:
         drawn_masks,
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         cams=class_maps,
     output:
         f"{BASE}/{{labels}}/quality/sweep.csv",
@@ -92,15 +94,16 @@ rule sweep_labels:
         mem_mb=growing(3000),
         runtime=growing(720),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         settings=sweep_settings,
         backgrounds=sweep_options(),
+        watched=watched("train_masks"),
         code=stage_hash("beco.evaluation.sweep"),
     message:
         "Scoring the pseudo-labels `{wildcards.labels}` at several background scores"
     shell:
-        "beco --log {log:q} sweep-labels --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        "beco --log {log:q} sweep-labels --manifest {input.manifest:q} --root {resources.root:q} --cams {input.cams:q}"
         " --settings {params.settings:q} {params.backgrounds:q} --output {output:q} --threads {threads}"
 
 
@@ -179,7 +182,7 @@ rule report:
         all_runs("{run}/predictions"),
         label_quality(),
         expand(f"{BASE}/{{labels}}/labels.h5", labels=LABELS),
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         cams=f"{BASE}/cams.h5",
         classifier=f"{BASE}/classifier/classifier.json",
     output:
@@ -195,8 +198,8 @@ rule report:
         mem_mb=growing(3000),
         runtime=growing(30),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         name=CONFIG.dataset.name,
         gallery=CONFIG.gallery,
         runs=run_options(CONFIG.experiments),
@@ -204,18 +207,19 @@ rule report:
         published=published_options(CONFIG.experiments),
         comparisons=comparisons_text(),
         classifier=subpath(input.classifier, parent=True),
+        watched=watched("train_masks", "val_masks"),
         code=stage_hash("beco.evaluation.report", *REPORT_FILES),
     message:
         "Report"
     shell:
-        "beco --log {log:q} report --manifest {input.manifest:q} --root {params.root:q} --cams {input.cams:q}"
+        "beco --log {log:q} report --manifest {input.manifest:q} --root {resources.root:q} --cams {input.cams:q}"
         " --classifier {params.classifier:q} {params.runs:q} {params.labels:q} {params.published:q}"
         " --comparisons {params.comparisons:q} --gallery {params.gallery} --title {params.name:q} --output {output:q}"
 
 
 rule archive:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions",
     output:
         f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/archive.tar.gz",
@@ -232,6 +236,7 @@ rule archive:
         gpu=0,
     params:
         image_set="test" if CONFIG.dataset.val == "test" else "val",
+        watched=watched(),
         code=stage_hash("beco.evaluation.archive"),
     message:
         "Packing the predictions of `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"

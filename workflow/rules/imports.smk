@@ -4,7 +4,7 @@
 rule import_labels:
     input:
         lambda wildcards: existing([CONFIG.labels[wildcards.labels].source.path]),
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
     output:
         f"{BASE}/{{labels}}/labels.h5",
     log:
@@ -20,13 +20,14 @@ rule import_labels:
         mem_mb=growing(3000),
         runtime=growing(240),
         gpu=0,
-    params:
         root=dataset_root(),
+    params:
         source=lambda wildcards: CONFIG.labels[wildcards.labels].source.path,
         options=import_options,
+        watched=watched(),
         code=stage_hash("beco.stage1.imports"),
     message:
         "Importing the pseudo-labels `{wildcards.labels}`"
     shell:
-        "beco --log {log:q} import-labels {params.source:q} --manifest {input.manifest:q} --root {params.root:q}"
+        "beco --log {log:q} import-labels {params.source:q} --manifest {input.manifest:q} --root {resources.root:q}"
         " {params.options:q} --output {output:q}"

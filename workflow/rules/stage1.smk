@@ -4,7 +4,7 @@
 rule train_classifier:
     input:
         weights_file(CONFIG.classifier.encoder),
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
     output:
         network=f"{BASE}/classifier/classifier.safetensors",
         scores=f"{BASE}/classifier/classifier.json",
@@ -26,6 +26,7 @@ rule train_classifier:
         workers=COMPUTE.workers,
     params:
         settings=CONFIG.classifier.model_dump_json(),
+        watched=watched(),
         code=stage_hash("beco.stage1.classifier"),
     message:
         "Training the classifier on image-level labels"
@@ -37,7 +38,7 @@ rule train_classifier:
 
 rule infer_cams:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         classifier=f"{BASE}/classifier/classifier.safetensors",
     output:
         temp(f"{BASE}/shards/cams.{{scatteritem}}.h5"),
@@ -58,6 +59,7 @@ rule infer_cams:
     params:
         settings=CONFIG.cam.model_dump_json(),
         shard="{scatteritem}",
+        watched=watched(),
         code=stage_hash("beco.stage1.cam"),
     message:
         "Class activation maps, shard {wildcards.scatteritem}"
@@ -93,7 +95,7 @@ rule gather_cams:
 
 rule make_labels:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         cams=class_maps,
     output:
         temp(f"{BASE}/shards/labels.{{labels}}.{{scatteritem}}.h5"),
@@ -113,6 +115,7 @@ rule make_labels:
     params:
         settings=label_settings,
         shard="{scatteritem}",
+        watched=watched(),
         code=stage_hash("beco.stage1.labels"),
     message:
         "Pseudo-labels `{wildcards.labels}`, shard {wildcards.scatteritem}"
@@ -154,7 +157,7 @@ rule gather_labels:
 
 use rule make_labels as make_pairs with:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         cams=f"{BASE}/cams.h5",
     output:
         temp(f"{BASE}/shards/pairs.{{labels}}.{{scatteritem}}.h5"),
@@ -165,6 +168,7 @@ use rule make_labels as make_pairs with:
     params:
         settings=pair_settings,
         shard="{scatteritem}",
+        watched=watched(),
         code=stage_hash("beco.stage1.labels"),
     message:
         "Confident labels for the IRN of `{wildcards.labels}`, shard {wildcards.scatteritem}"
@@ -188,7 +192,7 @@ use rule gather_labels as gather_pairs with:
 rule train_irn:
     input:
         irn_start,
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         classifier=f"{BASE}/classifier/classifier.safetensors",
         labels=pair_labels,
     output:
@@ -211,6 +215,7 @@ rule train_irn:
         workers=COMPUTE.workers,
     params:
         settings=irn_settings("training"),
+        watched=watched(),
         code=stage_hash("beco.stage1.irn_train"),
     message:
         "Training the inter-pixel relation network of `{wildcards.labels}`"
@@ -223,7 +228,7 @@ rule train_irn:
 
 rule random_walk:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         cams=f"{BASE}/cams.h5",
         network=f"{BASE}/{{labels}}/irn/irn.safetensors",
     output:
@@ -245,6 +250,7 @@ rule random_walk:
     params:
         settings=irn_settings("walk"),
         shard="{scatteritem}",
+        watched=watched(),
         code=stage_hash("beco.stage1.irn_walk"),
     message:
         "IRN's random walk for `{wildcards.labels}`, shard {wildcards.scatteritem}"

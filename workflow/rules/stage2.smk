@@ -6,7 +6,7 @@ rule train_segmenter:
         pseudo_labels,
         masks_in_training,
         starting_weights,
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
     output:
         networks=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/networks.safetensors",
         training=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/training.json",
@@ -26,18 +26,19 @@ rule train_segmenter:
         workers=COMPUTE.workers,
         own=threads_of_a_process,
         spread=spread_options(),
-    params:
         root=dataset_root(),
+    params:
         recipe=lambda wildcards: experiment_of(wildcards).recipe,
         network=lambda wildcards: network_of(wildcards).model_dump_json(),
         settings=lambda wildcards: experiment_of(wildcards).training.model_dump_json(),
         inputs=label_and_weight_options,
         folder=subpath(output.networks, parent=True),
+        watched=watched_in_training,
         code=stage_hash("beco.stage2.train"),
     message:
         "Training `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
-        "beco --log {log:q} train --manifest {input.manifest:q} --root {params.root:q} --recipe {params.recipe}"
+        "beco --log {log:q} train --manifest {input.manifest:q} --root {resources.root:q} --recipe {params.recipe}"
         " {params.inputs:q} --network {params.network:q} --settings {params.settings:q} --seed {wildcards.seed}"
         " --output {params.folder:q} --replace"
         " --device {resources.device} --workers {resources.workers} --threads {resources.own}"
@@ -46,7 +47,7 @@ rule train_segmenter:
 
 rule predict:
     input:
-        manifest=f"{BASE}/manifest.csv",
+        manifest=LISTED,
         networks=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/networks.safetensors",
     output:
         directory(f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/predictions"),
@@ -62,14 +63,15 @@ rule predict:
         runtime=growing(240),
         gpu=GPU,
         device=COMPUTE.device,
-    params:
         root=dataset_root(),
+    params:
         settings=CONFIG.prediction.model_dump_json(),
         split="all" if CONFIG.dataset.format == "folder" else "val",
+        watched=watched(),
         code=stage_hash("beco.stage2.predict"),
     message:
         "Predicting with `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
-        "beco --log {log:q} predict --manifest {input.manifest:q} --root {params.root:q} --networks {input.networks:q}"
+        "beco --log {log:q} predict --manifest {input.manifest:q} --root {resources.root:q} --networks {input.networks:q}"
         " --settings {params.settings:q} --split {params.split} --output {output:q}"
         " --device {resources.device} --threads {threads}"
