@@ -35,7 +35,7 @@ def made(tmp_path: Path, form: str) -> Dataset:
         for name in "abcd":
             picture(root / f"{name}.png")
         (tmp_path / "masks").mkdir()
-        Image.new("P", (40, 40)).save(tmp_path / "masks" / "a.png")
+        Image.new("P", (40, 40), 1).save(tmp_path / "masks" / "a.png")
         rows = [f"{name}.png,x,{split}\n" for split, names in LISTS.items() for name in names]
         (tmp_path / "labels.csv").write_text("image,labels,split\n" + "".join(rows), encoding="utf-8")
         return Dataset(
@@ -208,11 +208,24 @@ def test_a_dataset_that_is_not_there_has_tokens(tmp_path: Path) -> None:
         assert set(Watched(dataset, tmp_path / "gone", tmp_path).tokens) == set(PARTS)
 
 
+def test_the_embedded_dataset_has_the_same_tokens_before_and_after_it_is_drawn(tmp_path: Path) -> None:
+    """The workflow plans before; a job on another machine looks after."""
+    asked = Dataset(format="shapes", shapes=Shapes(train=2, val=1, size=48))
+    before = Watched(asked, tmp_path / "dataset", tmp_path).tokens
+    shapes.draw(tmp_path / "dataset", asked.shapes)
+    after = Watched(asked, tmp_path / "dataset", tmp_path)
+    assert after.tokens == before
+    watch.record(asked, tmp_path / "dataset", tmp_path, {**before, watch.LISTED: after.parameter("pictures")})
+    assert Watched(asked, tmp_path / "dataset", tmp_path).tokens == before
+    picture(tmp_path / "dataset" / "JPEGImages" / "train_00001.jpg", 9)
+    assert Watched(asked, tmp_path / "dataset", tmp_path).tokens["pictures"] != before["pictures"]
+
+
 def test_masks_alone_are_listed_without_the_rule(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dataset = made(tmp_path, "folder")
     base = listed(tmp_path, dataset)
     (base / "logs").mkdir()
-    Image.new("P", (40, 40)).save(tmp_path / "masks" / "c.png")
+    Image.new("P", (40, 40), 1).save(tmp_path / "masks" / "c.png")
     Watched(dataset, str(dataset.root), base).list_masks()
     assert "c,val,c.png,../masks/c.png," in (base / "manifest.csv").read_text()
     assert changed(dataset, base) == set() and Watched(dataset, str(dataset.root), base).is_listed
