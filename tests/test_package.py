@@ -1,4 +1,4 @@
-"""The package by itself: what it imports is declared, and a wheel of it runs where there is no checkout or Snakemake."""
+"""The package by itself: what it imports is declared, and a wheel of it runs without checkout or Snakemake."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Installed:
         self.folder.mkdir()
 
     def _lend(self, lent: Path) -> None:
-        """Let it see the declared distributions, linked into a folder of their own: no editable install, no Snakemake."""
+        """Let it see the declared distributions, linked into a folder of their own, and no Snakemake."""
         lent.mkdir()
         for found in needed().values():
             for top in {path.parts[0] for path in found.files or [] if path.parts[0] not in ("..", "__pycache__")}:
