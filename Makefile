@@ -29,7 +29,7 @@ lint: $(BIN)/.installed-dev
 
 docs: $(BIN)/.installed-dev      ## the documentation, to site/index.html; fetches nothing
 	NO_MKDOCS_2_WARNING=true mkdocs build --quiet
-	echo "Look at site/index.html"
+	echo "Look at site/index.html; its search wants a server (python -m http.server --directory site)"
 
 nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments and Slurm's time limit, an hour; KILLS=100 for more
 	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py tests/test_slurm.py

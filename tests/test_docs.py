@@ -122,7 +122,11 @@ def test_every_key_is_in_the_site(site: Path) -> None:
 def test_every_rule_is_listed() -> None:
     found = set()
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        found |= set(re.findall(r"^rule (\w+):|^use rule \w+ as (\w+) with", path.read_text(), flags=re.MULTILINE))
+        found |= set(
+            re.findall(
+                r"^rule (\w+):|^use rule \w+ as (\w+) with", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
+        )
     rules = {name for pair in found for name in pair if name}
     listed = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")))
     assert len(rules) > 20 and rules <= listed

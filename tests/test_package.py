@@ -147,7 +147,7 @@ class Installed:
             for top in {path.parts[0] for path in found.files or [] if path.parts[0] not in ("..", "__pycache__")}:
                 if not (lent / top).exists():
                     (lent / top).symlink_to(Path(str(found.locate_file(top))))
-        (self.packages / "lent.pth").write_text(f"{lent}\n")
+        (self.packages / "lent.pth").write_text(f"{lent}\n", encoding="utf-8")
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a program of its environment, in a folder that has nothing to do with the checkout."""
@@ -192,4 +192,4 @@ def test_a_wheel_works_without_checkout_or_snakemake(installed: Installed) -> No
         "beco", "manifest", "--root", "drawn", "--output", "manifest.csv", "--settings", "{format: shapes}"
     )
     assert done.returncode == 0, done.stderr
-    assert (installed.folder / "manifest.csv").read_text().count("\n") == 5
+    assert (installed.folder / "manifest.csv").read_text(encoding="utf-8").count("\n") == 5
