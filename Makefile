@@ -1,8 +1,8 @@
-# make env | demo | test | lint | nightly        (CORES=2 make demo limits the cores)
+# make env | demo | test | lint | docs | nightly        (CORES=2 make demo limits the cores)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint nightly lock
+.PHONY: env demo test lint docs nightly lock
 
 BIN := .venv/bin
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-demo: env            ## the whole road on the embedded dataset, to results/shapes/report.html
+demo: env            ## the whole pipeline on the embedded dataset, to results/shapes/report.html
 	snakemake --cores $(CORES)
 	echo "Look at results/shapes/report.html"
 
@@ -27,13 +27,17 @@ lint: $(BIN)/.installed-dev
 	pytest --collect-only -qq >/dev/null || { pytest --collect-only -q | tail -n 30; exit 1; }
 	snakemake --lint
 
+docs: $(BIN)/.installed-dev      ## the documentation, to site/index.html; fetches nothing
+	NO_MKDOCS_2_WARNING=true mkdocs build --quiet
+	echo "Look at site/index.html; its search wants a server (python -m http.server --directory site)"
+
 nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments and Slurm's time limit, an hour; KILLS=100 for more
 	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py tests/test_slurm.py
 
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: .uv-there      ## after a change of the dependencies in pyproject.toml; UPGRADE=--upgrade for newer versions
-	$(UV) $(COMPILE) $(UPGRADE) --extra build -o requirements.lock
+	$(UV) $(COMPILE) $(UPGRADE) --extra build --extra workflow -o requirements.lock
 	$(UV) $(COMPILE) --extra dev --constraint requirements.lock -o requirements-dev.lock
 
 $(BIN)/.installed: requirements.lock pyproject.toml | .uv-there

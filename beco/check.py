@@ -284,23 +284,33 @@ def disk(config: Config, manifest: Manifest | None) -> int:
 # --- software -----------------------------------------------------------------------------------------------
 
 
+def _applies(wanted: Requirement, extra: str) -> bool:
+    return wanted.marker is None or wanted.marker.evaluate({"extra": extra})
+
+
 def _software(config: Config, group: Group) -> None:
     """Installed packages against the requirements of this one, and what a setting needs in addition."""
-    told = [f"Python {platform.python_version()}"]
+    told, absent = [f"Python {platform.python_version()}"], []
     for text in requires("beco") or []:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        if not _applies(wanted, "workflow"):
             continue
+        fix = f"run `make env` again, or pip install '{wanted.name}{wanted.specifier}'"
         try:
             found = version(wanted.name)
         except PackageNotFoundError:
-            group.problems.append(f"{wanted.name}: not installed; run `make env` again")
+            if _applies(wanted, ""):
+                group.problems.append(f"{wanted.name}: not installed; {fix}")
+            else:
+                absent.append(wanted.name)
             continue
         if not wanted.specifier.contains(found, prereleases=True):
-            group.problems.append(f"{wanted.name} {found}: wanted is {wanted.specifier}; run `make env` again")
+            group.problems.append(f"{wanted.name} {found}: wanted is {wanted.specifier}; {fix}")
         if wanted.name in ("torch", "snakemake"):
             told.append(f"{wanted.name} {found}")
     group.notes.append(", ".join(told))
+    if absent:  # the commands do without
+        group.notes.append(f"{', '.join(absent)}: not installed; the workflow needs it: pip install 'beco[workflow]'")
     crfs = [recipe.crf for recipe in config.labels.values()] + [config.prediction.crf]
     if any(crf is not None and crf.backend == "pydensecrf" for crf in crfs) and find_spec("pydensecrf") is None:
         compiler = "there is one here" if shutil.which("c++") else "there is none here: apt-get install g++"

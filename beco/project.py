@@ -12,6 +12,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ SMALL = Encoder(name="resnet10t", options={"channels": [32, 64, 128, 256]})
 """The embedded default's encoder: 1.2 M parameters, which a few thousand steps can train from nothing."""
 TINY, PHOTO = 128, 512
 """Long sides in pixels: up to the first a picture is drawn-dataset small, from the second on VOC's size."""
+SNAKEFILE = Path(beco.__file__).parents[1] / "workflow" / "Snakefile"
+"""The workflow of the checkout that this package runs from; a package installed from a wheel has none beside it."""
 LARGE = 2000
 """Long side beyond which the CRF at the picture's own size takes more than about ten seconds a picture."""
 
@@ -276,5 +279,15 @@ def next_command(project: Path) -> str:
     """What to type next, for a shell in the current folder."""
     words = ["snakemake", "--cores", "all", "--configfile", str(project / "config.yaml")]
     if not Path("workflow/Snakefile").is_file():
-        words[1:1] = ["--snakefile", str(Path(beco.__file__).parents[1] / "workflow" / "Snakefile")]
+        words[1:1] = ["--snakefile", str(SNAKEFILE) if SNAKEFILE.is_file() else "CHECKOUT/workflow/Snakefile"]
     return shlex.join(words)
+
+
+def before_next() -> list[str]:
+    """What `next_command` needs and is not here, a line each with its fix."""
+    missing = []
+    if find_spec("snakemake") is None:
+        missing.append("snakemake: not installed, and the next command needs it; pip install 'beco[workflow]'")
+    if not (SNAKEFILE.is_file() or Path("workflow/Snakefile").is_file()):
+        missing.append("workflow/: not part of the installed package; put a checkout of beco for CHECKOUT")
+    return missing

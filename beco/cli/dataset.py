@@ -45,6 +45,8 @@ def init(
     )
     if not begin.pretrained:
         typer.echo("From scratch, since no weights were given; ImageNet weights learn far better (--weights).")
+    for line in stage.before_next():
+        typer.echo(line)
     typer.echo(f"Next:\n  {stage.next_command(project)}")
     folder = project / "results" / stage.NAME
     typer.echo(f"Then the masks are in {folder}/crf/beco/seed0/predictions, the report is {folder}/report.html")
