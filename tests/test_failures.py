@@ -95,7 +95,7 @@ def test_a_full_disk_at_the_command_line(tmp_path: Path) -> None:
     with small_disk(100):
         status, error = run(COMMANDS["manifest"](tmp_path))
     assert status == 1 and "Traceback" not in error
-    assert error.startswith(f"beco: {tmp_path}/out/new.csv: cannot be written, the disk")
+    assert error.splitlines()[-1].startswith(f"beco: {tmp_path}/out/new.csv: cannot be written, the disk")
     assert list((tmp_path / "out").iterdir()) == []
 
 

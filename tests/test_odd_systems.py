@@ -29,8 +29,8 @@ WRITES = ("EIO", "ESTALE", "ENOSPC", "EDQUOT")
 
 READERS = """
 import torch
-from beco import config, checkpoint, encoders, files, store, weights
-from beco.datasets import coco, manifest, palette, sheet, voc
+from beco import checkpoint, encoders, files, store, text, weights
+from beco.datasets import instances, manifest, palette, sheet, voc
 from beco.errors import UserError
 from beco.evaluation import tables
 from beco.plan import against
@@ -65,8 +65,8 @@ readers = {
     "labels.csv": lambda: sheet._lines(odd / "labels.csv"),
     "a.xml": lambda: voc.read_objects(odd / "a.xml", ["cat"]),
     "train.txt": lambda: voc.read_list(odd, "train"),
-    "instances_a.json": lambda: coco._content(odd / "instances_a.json"),
-    "a.yaml": lambda: config._text(odd / "a.yaml"),
+    "instances_a.json": lambda: instances._content(odd / "instances_a.json"),
+    "a.yaml": lambda: text.read_text(odd / "a.yaml", "save it as such"),
     "a.png": lambda: palette.read_index_png(odd / "a.png"),
     "a.jpg": opened,
     "times.txt": lambda: against.read(odd / "times.txt"),

@@ -119,6 +119,8 @@ def opens_by_locale(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     given = {word.arg: word.value for word in call.keywords}
+    if isinstance(call.func, ast.Name) and name == "read_text":
+        return False  # `beco.text`'s, which reads UTF-8
     if "encoding" in given or owner in NOT_TEXT:
         return False
     if name in ("run", "Popen", "check_output") and owner == "subprocess":

@@ -24,6 +24,7 @@ from beco.datasets.manifest import LONGEST_SIDE
 from beco.datasets.outlines import encloses, outline_problem
 from beco.datasets.paths import image_id, unusable
 from beco.errors import UserError
+from beco.files import unreadable
 
 logger = logging.getLogger("beco")
 
@@ -146,8 +147,8 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable as JSON ({reason}); copy it again") from error
+        damage = f"not readable as JSON ({' '.join(str(error).split())}); copy it again"
+        raise unreadable(path, error, damage, "a JSON text", ("a JSON text", "a text", "empty")) from error
     except MemoryError as error:
         raise UserError(f"{path}: needs more memory than this machine has; split the list, or use another") from error
     for part, keys in PARTS.items():
