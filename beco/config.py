@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from beco import schema
+from beco.artifacts.text import read_text
 from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
-from beco.text import read_text
 
 __all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__

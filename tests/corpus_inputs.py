@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from beco import pseudolabels
+from beco.artifacts import pseudolabels
+from beco.artifacts.store import create
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
-from beco.store import create
 
 SIZE = (16, 24)  # height, width
 CLASSES = ["cat", "dog"]

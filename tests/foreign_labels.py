@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from beco.artifacts.pseudolabels import PseudoLabels
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
-from beco.pseudolabels import PseudoLabels
-from beco.stage1 import imports
+from beco.exchange import imports
 
 CLASSES = ["ant", "bee", "cow", "dog"]
 SIZE = (2, 3)  # height, width

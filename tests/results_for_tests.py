@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from beco.artifacts.files import write_json
+from beco.artifacts.pseudolabels import put
+from beco.artifacts.store import create
 from beco.config import Comparison
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
-from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.quality import evaluate_labels
-from beco.evaluation.tables import LabelSource, Run
-from beco.files import write_json
-from beco.pseudolabels import put
-from beco.store import create
+from beco.evaluation.scores.evaluate import evaluate_predictions
+from beco.evaluation.scores.quality import evaluate_labels
+from beco.evaluation.tables.tables import LabelSource, Run
 
 SIZE = 24
 CLASSES = ["cat & dog", "b|rd$x$"]

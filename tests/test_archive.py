@@ -22,7 +22,7 @@ from beco.datasets.palette import read_index_png, write_index_png
 from beco.datasets.shapes import CLASSES, draw
 from beco.datasets.voc import VOC_CLASSES
 from beco.errors import UserError
-from beco.evaluation.archive import write_archive
+from beco.evaluation.tables.archive import write_archive
 
 NAMES = ["2007_000033", "2007_000042", "2008_000001"]
 

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from beco import encoders
 from beco.config import Classifier, Encoder, Network, Shapes
 from beco.datasets import shapes, voc
-from beco.engine import Compute, fit, make_optimiser
 from beco.errors import UserError
-from beco.frozen import freeze
-from beco.sampling import Draws
-from beco.stage1 import classifier
-from beco.stage1.classifier import CamNetwork, ClassifierTask
-from beco.stage2 import networks
+from beco.networks import encoders
+from beco.networks import segmenter as networks
+from beco.networks.frozen import freeze
+from beco.stage1.localisers import classifier
+from beco.stage1.localisers.classifier import CamNetwork, ClassifierTask
+from beco.training.engine import Compute, fit, make_optimiser
+from beco.training.sampling import Draws
 
 PLAIN = {"name": "resnet26", "options": {"layers": [1, 1, 1, 2], "channels": [8, 8, 12, 16]}}
 SMALL = {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}

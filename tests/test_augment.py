@@ -12,13 +12,13 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision import tv_tensors
 
-from beco import colour
-from beco.colour import StrongColour
 from beco.config import Crop
-from beco.crops import resized_label, weak_transform
 from beco.datasets.manifest import IGNORE
-from beco.evaluation.evaluate import squeezed
-from beco.sampling import Draws
+from beco.evaluation.scores.evaluate import squeezed
+from beco.training import colour
+from beco.training.colour import StrongColour
+from beco.training.crops import resized_label, weak_transform
+from beco.training.sampling import Draws
 
 
 class Given(Draws):

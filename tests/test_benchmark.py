@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from beco.artifacts.files import read_json
+from beco.artifacts.pseudolabels import UNCERTAIN
 from beco.benchmark import bare, pictures, presets, process, report, stages, stores, training
 from beco.benchmark.clock import Times, by_turns
 from beco.cli import app
 from beco.config import Network, Training, validate_config
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.files import read_json
+from beco.networks.segmenter import Segmenter
 from beco.plan import rates as plan_rates
 from beco.plan.rates import Rates
-from beco.pseudolabels import UNCERTAIN
-from beco.sampling import Draws
-from beco.stage2.networks import Segmenter
 from beco.stage2.recipes import RecipeTask
+from beco.training.engine import Compute
+from beco.training.sampling import Draws
 
 TINY_NETWORK = "{encoder: {options: {channels: [8, 16, 24, 32]}}, decoder_channels: 8}"
 TINY = "{crop: {size: 32}, schedule: {batch_size: 4}}"

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from beco.errors import UserError
-from beco.evaluation import bootstrap
-from beco.evaluation.bootstrap import PictureCounts, add_picture_intervals, resampled, scores
-from beco.evaluation.differences import difference_table
-from beco.evaluation.evaluate import _by_image_and_class
-from beco.evaluation.metrics import PICTURE_COUNTS, Scorer
-from beco.evaluation.tables import RUN_NUMBERS
+from beco.evaluation.scores import bootstrap
+from beco.evaluation.scores.bootstrap import PictureCounts, add_picture_intervals, resampled, scores
+from beco.evaluation.scores.differences import difference_table
+from beco.evaluation.scores.evaluate import _by_image_and_class
+from beco.evaluation.scores.metrics import PICTURE_COUNTS, Scorer
+from beco.evaluation.tables.tables import RUN_NUMBERS
 
 CLASSES = 3
 

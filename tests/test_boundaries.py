@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
-from beco.sampling import Draws
 from beco.stage2.boundaries import Opinion, Supervision, boundary_band, choose_classes, mix, partners, paste_mask
+from beco.training.sampling import Draws
 
 CLASSES = 4
 

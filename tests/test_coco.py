@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle_masks
 
+from beco.artifacts.files import read_json
 from beco.config import Coco, validate_config
 from beco.datasets import coco, instances, manifest, outlines
 from beco.datasets.palette import read_index_png
 from beco.datasets.shapes import CLASSES
 from beco.datasets.shapes_drawing import draw_picture
 from beco.errors import UserError
-from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.tables import protocol_text
-from beco.files import read_json
+from beco.evaluation.scores.evaluate import evaluate_predictions
+from beco.evaluation.tables.tables import protocol_text
 
 NAMES = ["traffic light", "dog", "cat"]
 

@@ -12,12 +12,12 @@ import yaml
 from conftest import ROOT, Checkout
 from results_for_tests import make_labels, make_manifest, make_run
 
+from beco.artifacts.files import read_json, write_json
 from beco.config import Comparison, Training, parse_yaml, validate_config
 from beco.errors import UserError
-from beco.evaluation.comparisons import comparison_table, note, printed, sections, setting, write_comparison
-from beco.evaluation.figures import setting_curve
-from beco.evaluation.tables import LabelSource, Run, run_table
-from beco.files import read_json, write_json
+from beco.evaluation.report.figures import setting_curve
+from beco.evaluation.tables.comparisons import comparison_table, note, printed, sections, setting, write_comparison
+from beco.evaluation.tables.tables import LabelSource, Run, run_table
 
 NAMES = ["single", "half", "beco", "wide", "truth"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from beco.augment import Normalise, unit_range
 from beco.config import Crop, Encoder
-from beco.crops import RandomSize, weak_transform
 from beco.datasets.manifest import IGNORE
+from beco.training.augment import Normalise, unit_range
+from beco.training.crops import RandomSize, weak_transform
 
 
 def drawn(crop: Crop, height: int, width: int, count: int, **more: Any) -> list[tuple[Tensor, Tensor]]:

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from beco.evaluation import curves
-from beco.evaluation.tables import Run
+from beco.evaluation.report import curves
+from beco.evaluation.tables.tables import Run
 
 
 @pytest.fixture

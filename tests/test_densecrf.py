@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from beco import crf, densecrf, permutohedral
 from beco.config import Crf
+from beco.crf import mean_field as densecrf
+from beco.crf import permutohedral
+from beco.crf import refine as crf
+from beco.crf.permutohedral import Lattice
 from beco.errors import UserError
-from beco.permutohedral import Lattice
 from beco.schema.stage2 import InferenceCrf
 
 SIZES = [(1, 1), (1, 7), (9, 1), (5, 5), (13, 18), (31, 43)]

@@ -11,10 +11,10 @@ from results_for_tests import make_labels, make_manifest, make_run
 from test_report import Page
 from test_tables import write_metrics
 
-from beco.evaluation.differences import difference_table, interval
-from beco.evaluation.report import write_report
-from beco.evaluation.table_files import DIFFERENCES_NOTE, write_tables
-from beco.evaluation.tables import RUN_NUMBERS, Run
+from beco.evaluation.report.report import write_report
+from beco.evaluation.scores.differences import difference_table, interval
+from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, write_tables
+from beco.evaluation.tables.tables import RUN_NUMBERS, Run
 
 
 def table(*runs: tuple[str, int, str, float]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from torch import nn
 
 from beco.config import Network
 from beco.errors import UserError
-from beco.stage2.networks import Segmenter
+from beco.networks.segmenter import Segmenter
 
 
 def dilations(found: Segmenter) -> dict[str, list[int]]:

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from beco.config import Optimiser, Schedule, Shapes
 from beco.datasets import shapes, voc
-from beco.encoders import load_network
-from beco.engine import Compute, fit, launch
 from beco.errors import UserError
-from beco.sampling import Draws, StepSampler, part_slots
+from beco.networks.encoders import load_network
+from beco.training.engine import Compute, fit, launch
+from beco.training.sampling import Draws, StepSampler, part_slots
 
 BECO = str(Path(sys.executable).parent / "beco")
 NETWORK = {

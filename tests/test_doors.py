@@ -14,20 +14,21 @@ from corpus_inputs import CLASSES, SIZE, put, reads, sound
 from small_networks import TINY, network
 from test_corpus import run
 
-from beco import encoders, pseudolabels
+from beco.artifacts import pseudolabels
+from beco.artifacts.files import write_json
+from beco.artifacts.store import create
 from beco.config import Encoder
 from beco.datasets import manifest as manifests
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
-from beco.evaluation.gallery import labels_gallery
-from beco.evaluation.tables import classifier_table
-from beco.files import write_json
-from beco.stage1.classifier import CamNetwork
-from beco.stage1.irn import IrnNetwork
+from beco.evaluation.report.gallery import labels_gallery
+from beco.evaluation.tables.tables import classifier_table
+from beco.networks import encoders
+from beco.networks.segmenter import build
+from beco.networks.weights import write_safetensors
+from beco.stage1.localisers.classifier import CamNetwork
 from beco.stage1.maps import CELLS
-from beco.stage2.networks import build
-from beco.store import create
-from beco.weights import write_safetensors
+from beco.stage1.refine.irn import IrnNetwork
 
 MANIFESTS = {  # of other pictures, of the same names where it matters
     "classes": ("cat,dog", "cat,cow"),

@@ -17,18 +17,18 @@ from plans import config
 from results_for_tests import ODD, make_cams, make_labels, make_manifest, make_run
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from beco import check
+from beco.artifacts.files import read_json, write_json
 from beco.config import Classifier, Crop, Encoder, Schedule, Training
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.evaluation.report import write_report
-from beco.evaluation.table_files import write_tables
-from beco.evaluation.tables import LabelSource
-from beco.files import read_json, write_json
-from beco.stage1 import classifier
+from beco.evaluation.report.report import write_report
+from beco.evaluation.tables.table_files import write_tables
+from beco.evaluation.tables.tables import LabelSource
+from beco.project import check
+from beco.stage1.localisers import classifier
 from beco.stage2.validate import Validator
+from beco.training.engine import Compute
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 8, 8]})
 SETTINGS = Classifier(encoder=SMALL, schedule=Schedule(steps=1, batch_size=2), crop=Crop(size=32))

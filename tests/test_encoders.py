@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from beco import encoders
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.stage1 import classifier
-from beco.stage1.classifier import CamNetwork
+from beco.networks import encoders
+from beco.stage1.localisers import classifier
+from beco.stage1.localisers.classifier import CamNetwork
 
 TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from beco import engine
-from beco.checkpoint import State
 from beco.config import Optimiser, Schedule
-from beco.engine import Compute, fit, poly_lr, total_steps
 from beco.errors import UserError
-from beco.sampling import Draws, StepSampler, mixed_seed
+from beco.training import engine
+from beco.training.checkpoint import State
+from beco.training.engine import Compute, fit, poly_lr, total_steps
+from beco.training.sampling import Draws, StepSampler, mixed_seed
 
 PICTURES, BATCH, STEPS = 10, 3, 11  # three steps an epoch, one picture left over; the last epoch is cut short
 OPTIMISERS = {name: Optimiser(name=name, lr=0.02, head_lr_factor=3, min_lr=1e-3) for name in ("sgd", "adamw")}

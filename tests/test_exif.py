@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from beco.datasets import manifest, voc
 from beco.datasets.palette import read_index_png, write_index_png
 from beco.errors import UserError
-from beco.stage1.foreign_formats import Unfit, read_png
+from beco.exchange.foreign_formats import Unfit, read_png
 
 STORED = np.array([[10, 60, 110], [160, 200, 250]], np.uint8)
 # The EXIF standard names the visual side of the stored first row and first column; turned accordingly by hand:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from beco import exports, store
+from beco.artifacts import store
 from beco.datasets import manifest as manifests
 from beco.datasets.palette import read_index_png, write_index_png
 from beco.errors import UserError
+from beco.exchange import exports
 
 CLASSES = ["cat", "größe"]
 LABEL = np.array([[0, 1, 1, 255], [2, 2, 1, 0], [2, 0, 0, 0]], np.uint8)

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from test_corpus import run
 from test_engine import assert_same_run, train
 
-from beco import files
+from beco.artifacts import files
+from beco.artifacts.files import hold, whole, write_json
+from beco.artifacts.store import create
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
-from beco.files import hold, whole, write_json
-from beco.store import create
 
 
 @contextmanager
@@ -117,7 +117,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from beco.errors import UserError
-from beco.store import Store, create
+from beco.artifacts.store import Store, create
 
 def write():
     with create(path, settings=list(range(99))) as writer:
@@ -264,7 +264,7 @@ def test_leftovers_go_when_their_process_has(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from beco.files import whole\n"
+        "import os, sys; from beco.artifacts.files import whole\n"
         "with whole(sys.argv[1]) as folder:\n"
         "    folder.mkdir(); (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)"
     )
@@ -281,7 +281,7 @@ def test_a_killed_writer_leaves_nothing_to_the_next(tmp_path: Path) -> None:
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import subprocess, sys, time; from beco.files import hold\n"
+        "import subprocess, sys, time; from beco.artifacts.files import hold\n"
         "hold(sys.argv[1]); subprocess.Popen(['sleep', '60']); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from beco.artifacts.firstbytes import told
+from beco.artifacts.store import Store
 from beco.datasets.manifest import read_picture
 from beco.datasets.palette import read_index_png
-from beco.encoders import load_network
 from beco.errors import UserError
-from beco.firstbytes import told
-from beco.store import Store
-from beco.weights import read_weights
+from beco.networks.encoders import load_network
+from beco.networks.weights import read_weights
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

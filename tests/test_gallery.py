@@ -17,16 +17,16 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
+from beco.artifacts.pseudolabels import put
+from beco.artifacts.store import create
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette, write_index_png
-from beco.evaluation import gallery
-from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.layers import ERRORS, SAFE, detail, error_index, heat_layer, label_layer
-from beco.evaluation.quality import evaluate_labels
-from beco.evaluation.report import write_report
-from beco.evaluation.tables import LabelSource, Run
-from beco.pseudolabels import put
-from beco.store import create
+from beco.evaluation.report import gallery
+from beco.evaluation.report.layers import ERRORS, SAFE, detail, error_index, heat_layer, label_layer
+from beco.evaluation.report.report import write_report
+from beco.evaluation.scores.evaluate import evaluate_predictions
+from beco.evaluation.scores.quality import evaluate_labels
+from beco.evaluation.tables.tables import LabelSource, Run
 
 
 def test_kinds_of_error() -> None:

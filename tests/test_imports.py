@@ -31,13 +31,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_bad_input import assert_refused, beco
 
-from beco import store
+from beco.artifacts import store
+from beco.artifacts.pseudolabels import PseudoLabels
 from beco.cli import stage1 as cli
 from beco.datasets.palette import voc_palette, write_index_png
 from beco.errors import UserError
-from beco.pseudolabels import PseudoLabels
-from beco.stage1 import imports
-from beco.stage1.foreign_formats import FORMATS
+from beco.exchange import imports
+from beco.exchange.foreign_formats import FORMATS
 
 # --- dictionaries -------------------------------------------------------------------------------------------
 

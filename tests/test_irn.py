@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from beco.artifacts.grids import fitted_size
 from beco.config import Encoder, Irn
 from beco.errors import UserError
-from beco.grids import fitted_size
-from beco.sampling import Draws
-from beco.stage1 import irn_train, irn_walk
-from beco.stage1.irn import IrnNetwork
-from beco.stage1.irn_pairs import PixelPairs, line, losses, offsets, pixel_pairs
-from beco.stage1.irn_train import IrnTask
+from beco.stage1.refine import irn_train, irn_walk
+from beco.stage1.refine.irn import IrnNetwork
+from beco.stage1.refine.irn_pairs import PixelPairs, line, losses, offsets, pixel_pairs
+from beco.stage1.refine.irn_train import IrnTask
+from beco.training.sampling import Draws
 
 CPU = torch.device("cpu")
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})

@@ -12,19 +12,19 @@ from conftest import Checkout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beco import encoders
+from beco.artifacts.files import file_hash
+from beco.artifacts.pseudolabels import PseudoLabels
+from beco.artifacts.store import Store, create
 from beco.cli import stage1 as cli
 from beco.config import Crop, Encoder, Irn, Labels, Shapes
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.files import file_hash
-from beco.pseudolabels import PseudoLabels
-from beco.stage1 import irn, irn_train, irn_walk, labels
-from beco.stage1.classifier import CamNetwork
+from beco.networks import encoders
+from beco.stage1.localisers.classifier import CamNetwork
 from beco.stage1.maps import CELLS
-from beco.store import Store, create
+from beco.stage1.refine import irn, irn_train, irn_walk, labels
+from beco.training.engine import Compute
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 

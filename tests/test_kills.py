@@ -23,9 +23,9 @@ import yaml
 from conftest import Checkout
 from safetensors.numpy import load_file
 
+from beco.artifacts.store import Store
 from beco.datasets import manifest as manifests
 from beco.datasets.palette import read_index_png
-from beco.store import Store
 
 pytestmark = pytest.mark.road
 

@@ -15,10 +15,10 @@ from beco.config import Network, Training
 from beco.datasets.manifest import Manifest, check_and_measure
 from beco.datasets.meaning import order
 from beco.datasets.palette import voc_palette, write_index_png
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.evaluation.evaluate import evaluate_predictions
+from beco.evaluation.scores.evaluate import evaluate_predictions
 from beco.stage2 import train
+from beco.training.engine import Compute
 
 CLASSES = ["cat", "dog", "boat"]
 SIZE = (12, 16)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from beco.config import Training
-from beco.sampling import Draws
 from beco.stage2 import recipes
 from beco.stage2.boundaries import Supervision
 from beco.stage2.recipes import RecipeTask
+from beco.training.sampling import Draws
 
 CLASSES, NOTHING = 3, 255
 STEPS, WARM = 10, 4  # of these the first are the warm-up

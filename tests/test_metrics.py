@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.evaluation import bootstrap
-from beco.evaluation.borders import BORDER_BINS, TRIMAP, border_distance, border_table, near_border, trimap_iou
-from beco.evaluation.evaluate import CONVENTION
-from beco.evaluation.metrics import MEAN_RULE, PICTURE_COUNTS, Scorer, band_width, contour_band
-from beco.evaluation.table_files import MEAN_NOTE
+from beco.evaluation.scores import bootstrap
+from beco.evaluation.scores.borders import BORDER_BINS, TRIMAP, border_distance, border_table, near_border, trimap_iou
+from beco.evaluation.scores.evaluate import CONVENTION
+from beco.evaluation.scores.metrics import MEAN_RULE, PICTURE_COUNTS, Scorer, band_width, contour_band
+from beco.evaluation.tables.table_files import MEAN_NOTE
 from beco.stage2.validate import Validator
+from beco.training.engine import Compute
 
 CLASSES = 4
 SHAPES = st.tuples(st.integers(2, 14), st.integers(2, 14))

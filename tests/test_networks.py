@@ -11,11 +11,10 @@ from small_networks import ARCHITECTURES, MIT, TINY, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco import encoders
 from beco.config import Encoder, Network
 from beco.errors import UserError
-from beco.stage2 import heads
-from beco.stage2.networks import Segmenter, build
+from beco.networks import encoders, heads
+from beco.networks.segmenter import Segmenter, build
 
 
 def size(module: nn.Module) -> int:

@@ -20,8 +20,8 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 
+from beco.artifacts.store import create
 from beco.datasets.palette import write_index_png
-from beco.store import create
 
 LOCKS = ("ENOLCK", "EOPNOTSUPP", "EINVAL")
 REFUSALS = (("OPEN", "EACCES"), ("OPEN", "ESTALE"), ("OPEN", "EMFILE"), ("READ", "EIO"), ("READ", "ESTALE"))
@@ -29,12 +29,14 @@ WRITES = ("EIO", "ESTALE", "ENOSPC", "EDQUOT")
 
 READERS = """
 import torch
-from beco import checkpoint, encoders, files, store, text, weights
+from beco.artifacts import files, store, text
+from beco.networks import encoders, weights
+from beco.training import checkpoint
 from beco.datasets import instances, manifest, palette, sheet, voc
 from beco.errors import UserError
-from beco.evaluation import tables
+from beco.evaluation.tables import tables
 from beco.plan import against
-from beco.stage1 import foreign, foreign_formats
+from beco.exchange import foreign, foreign_formats
 
 def layer():
     with store.Store(odd / "a.h5") as reader:

@@ -25,7 +25,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from plans import config
 
-from beco import check, project
+from beco.project import check
+from beco.project import init as project
 
 UNIMPORTED = {"tensorboard"}
 """Declared, though no file of ours says `import`: torch.utils.tensorboard wants it."""

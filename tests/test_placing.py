@@ -8,7 +8,7 @@ import torch
 from skimage.transform import resize
 from torch.nn import functional as F
 
-from beco.grids import cell_sides, covering, grid, upsampled
+from beco.artifacts.grids import cell_sides, covering, grid, upsampled
 from beco.stage1.placing import placed
 
 SIZES = [(64, 96), (375, 500), (333, 500), (75, 61), (17, 33)]

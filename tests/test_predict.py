@@ -13,17 +13,17 @@ from test_config import changed, refusal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.batches import size_batches
+from beco.artifacts.grids import fitted_size
 from beco.config import InferenceCrf, Prediction
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png, write_index_png
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.evaluation.evaluate import evaluate_predictions, squeezed
-from beco.grids import fitted_size
+from beco.evaluation.scores.evaluate import evaluate_predictions, squeezed
+from beco.networks.segmenter import Segmenter
 from beco.stage2 import outputs
 from beco.stage2 import predict as prediction
-from beco.stage2.networks import Segmenter
+from beco.training.batches import size_batches
+from beco.training.engine import Compute
 
 CLASSES = ["one", "two"]
 # (height, width): two sizes several times, one alone

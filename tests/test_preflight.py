@@ -16,11 +16,11 @@ from conftest import Checkout
 from plans import config
 from safetensors.torch import save_file
 
-from beco import check, preflight
 from beco.cli import dataset as cli
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.plan import room
+from beco.project import check, preflight
 
 
 def of_weights(path: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from PIL import Image
 from plans import config as tiny_config
 from safetensors.torch import save_file
 
-from beco import check, project
 from beco.cli import dataset as cli
 from beco.cli import stage1
 from beco.config import Encoder, read_config
@@ -32,9 +31,11 @@ from beco.datasets.palette import read_index_png, write_index_png
 from beco.datasets.shapes import CLASSES
 from beco.datasets.shapes_drawing import draw_picture
 from beco.errors import UserError
-from beco.project import Facts, Machine, Start
-from beco.stage1.classifier import CamNetwork
-from beco.stage2.networks import Segmenter
+from beco.networks.segmenter import Segmenter
+from beco.project import check
+from beco.project import init as project
+from beco.project.init import Facts, Machine, Start
+from beco.stage1.localisers.classifier import CamNetwork
 
 NAMES = ["park/Tag {:02d}.webp", "großer garten {:02d}.png", "{:02d}.jpg"]
 

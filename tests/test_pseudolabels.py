@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from beco import crf
+from beco.artifacts.grids import upsampled
+from beco.artifacts.pseudolabels import LEVELS, MARGINS, UNCERTAIN, Picture, PseudoLabels, doubt_of, levels_of, put
+from beco.artifacts.store import create
 from beco.config import Crf, Labels, Training
+from beco.crf import refine as crf
 from beco.errors import UserError
-from beco.grids import upsampled
-from beco.pseudolabels import LEVELS, MARGINS, UNCERTAIN, Picture, PseudoLabels, doubt_of, levels_of, put
-from beco.stage1 import labels as stage
-from beco.stage1.foreign_formats import Scores, settled
-from beco.store import create
+from beco.exchange.foreign_formats import Scores, settled
+from beco.stage1.refine import labels as stage
 
 FRACTIONS = [step / 20 for step in range(21)]
 

@@ -14,14 +14,14 @@ from test_report import Page
 from test_tables import write_metrics
 from typer.testing import CliRunner
 
+from beco.artifacts.files import write_json
 from beco.cli import app
 from beco.config import validate_config
 from beco.errors import UserError
-from beco.evaluation.report import write_report
-from beco.evaluation.table_files import MEAN_NOTE, latex, write_tables
-from beco.evaluation.tables import Run, run_table
-from beco.files import write_json
-from beco.published import figures
+from beco.evaluation.report.report import write_report
+from beco.evaluation.tables.table_files import MEAN_NOTE, latex, write_tables
+from beco.evaluation.tables.tables import Run, run_table
+from beco.schema.published import figures
 
 BECO = "beco/voc12/val/deeplabv3plus-resnet101d"
 
@@ -47,7 +47,7 @@ def test_a_configuration_names_a_figure() -> None:
     config = validate_config(changed("experiments.one.published", BECO))
     assert config.experiments["one"].published == BECO
     message = refusal(changed("experiments.one.published", "beco/voc12/val/deeplabv3plus-resnet101"))
-    assert f"experiments.one.published: no `beco/voc12/val/deeplabv3plus-resnet101` in beco/published.csv; did you mean `{BECO}`?" in message  # fmt: skip  # noqa: E501
+    assert f"experiments.one.published: no `beco/voc12/val/deeplabv3plus-resnet101` in beco/schema/published.csv; did you mean `{BECO}`?" in message  # fmt: skip  # noqa: E501
 
 
 @pytest.mark.parametrize(

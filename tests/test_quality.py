@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from beco import store
+from beco.artifacts import store
+from beco.artifacts.pseudolabels import levels_of, put
 from beco.config import Labels, Shapes
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.evaluation import figures
-from beco.evaluation.borders import border_distance
-from beco.evaluation.label_tables import label_table, sweep_table
-from beco.evaluation.quality import Trust, auroc, evaluate_labels, not_as_asked, trust_of
-from beco.evaluation.sweep import sweep
-from beco.evaluation.table_files import write_tables
-from beco.evaluation.tables import LabelSource
-from beco.pseudolabels import levels_of, put
-from beco.stage1 import labels as stage
+from beco.evaluation.report import figures
+from beco.evaluation.scores.borders import border_distance
+from beco.evaluation.scores.quality import Trust, auroc, evaluate_labels, not_as_asked, trust_of
+from beco.evaluation.scores.sweep import sweep
+from beco.evaluation.tables.label_tables import label_table, sweep_table
+from beco.evaluation.tables.table_files import write_tables
+from beco.evaluation.tables.tables import LabelSource
 from beco.stage1.maps import CELLS
+from beco.stage1.refine import labels as stage
 
 # --- one picture --------------------------------------------------------------------------------------------
 

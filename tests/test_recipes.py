@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.augment import unit_range
+from beco.artifacts.pseudolabels import UNCERTAIN
 from beco.config import Training
-from beco.pseudolabels import UNCERTAIN
-from beco.sampling import Draws
 from beco.stage2 import recipes
 from beco.stage2.boundaries import Supervision
 from beco.stage2.recipes import RecipeTask, cotraining_losses
+from beco.training.augment import unit_range
+from beco.training.sampling import Draws
 
 
 def supervision(label: Tensor, reliable: Tensor, band: Tensor) -> Supervision:

@@ -22,11 +22,11 @@ from results_for_tests import (
     make_run,
 )
 
+from beco.artifacts.files import read_json
 from beco.datasets.manifest import Manifest
-from beco.evaluation.gallery import changes, extremes, picture_scores, results_gallery, worst_first
-from beco.evaluation.report import summary, write_report
-from beco.evaluation.tables import LabelSource, Run
-from beco.files import read_json
+from beco.evaluation.report.gallery import changes, extremes, picture_scores, results_gallery, worst_first
+from beco.evaluation.report.report import summary, write_report
+from beco.evaluation.tables.tables import LabelSource, Run
 
 # --- summary ------------------------------------------------------------------------------------------------
 
@@ -195,6 +195,6 @@ def test_gains_and_losses_of_one_recipe_over_another(built: tuple[Path, Page], t
 
 
 def test_the_room_starts_without_torch_or_matplotlib() -> None:
-    code = "import sys, beco.evaluation.report, beco.evaluation.evaluate; print(*sys.modules)"
+    code = "import sys, beco.evaluation.report.report, beco.evaluation.scores.evaluate; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "matplotlib"} & set(done.stdout.split())

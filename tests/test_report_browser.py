@@ -24,10 +24,10 @@ from results_for_tests import (
 )
 
 from beco.datasets.palette import read_index_png, voc_palette
-from beco.evaluation import report
-from beco.evaluation.gallery import results_gallery
-from beco.evaluation.layers import ERRORS, SAFE, error_index
-from beco.published import figures
+from beco.evaluation.report import report
+from beco.evaluation.report.gallery import results_gallery
+from beco.evaluation.report.layers import ERRORS, SAFE, error_index
+from beco.schema.published import figures
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium; apt-get install chromium")
 

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from test_engine import BATCH, OPTIMISERS, STEPS, Squares, Tiny, assert_same_run, stop_at, train
 from torch import Tensor
 
-from beco import stopping
 from beco.config import Schedule, Shapes
 from beco.datasets import shapes, voc
-from beco.engine import Compute, fit
 from beco.errors import Stopped
-from beco.stopping import LOOK_EVERY, SIGNALS, StopRequest
+from beco.training import stopping
+from beco.training.engine import Compute, fit
+from beco.training.stopping import LOOK_EVERY, SIGNALS, StopRequest
 
 BECO = str(Path(sys.executable).parent / "beco")
 ALONE = SimpleNamespace(world_size=1)
@@ -237,7 +237,7 @@ def test_processes_agree_on_the_step(count: int, seconds: list[float], when: int
     together, clock = Together(count), 0.0
     stops, who = [StopRequest(together) for _ in range(count)], data.draw(st.integers(0, count - 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("beco.stopping.time.monotonic", lambda: clock)
+        patch.setattr("beco.training.stopping.time.monotonic", lambda: clock)
         for step, took in enumerate(seconds * 4, 1):
             clock += took
             if step == when:

@@ -15,36 +15,36 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from beco import sources
+from beco.artifacts import sources
+from beco.artifacts.files import file_hash, text_hash
 from beco.errors import UserError
-from beco.files import file_hash, text_hash
 
 STAGES = {
     "beco.datasets.coco",
     "beco.datasets.shapes",
     "beco.datasets.formats",
-    "beco.evaluation.archive",
-    "beco.evaluation.comparisons",
-    "beco.evaluation.evaluate",
-    "beco.evaluation.quality",
-    "beco.evaluation.report",
-    "beco.evaluation.sweep",
-    "beco.evaluation.table_files",
-    "beco.stage1.cam",
-    "beco.stage1.classifier",
-    "beco.stage1.imports",
-    "beco.stage1.irn_train",
-    "beco.stage1.irn_walk",
-    "beco.stage1.labels",
+    "beco.evaluation.tables.archive",
+    "beco.evaluation.tables.comparisons",
+    "beco.evaluation.scores.evaluate",
+    "beco.evaluation.scores.quality",
+    "beco.evaluation.report.report",
+    "beco.evaluation.scores.sweep",
+    "beco.evaluation.tables.table_files",
+    "beco.stage1.localisers.views",
+    "beco.stage1.localisers.classifier",
+    "beco.exchange.imports",
+    "beco.stage1.refine.irn_train",
+    "beco.stage1.refine.irn_walk",
+    "beco.stage1.refine.labels",
     "beco.stage2.predict",
     "beco.stage2.train",
-    "beco.store",
+    "beco.artifacts.store",
 }
 Edit = Callable[..., set[str]]
 
 
 def read_from(folder: Path) -> None:
-    """Let `beco.sources` read this folder in place of the package, and nothing that it remembers."""
+    """Let `beco.artifacts.sources` read this folder in place of the package, and nothing that it remembers."""
     sources.PACKAGE = folder
     for cached in (sources._file, sources._tree, sources._imports, sources._code):
         cached.cache_clear()
@@ -116,20 +116,22 @@ def test_the_workflow_asks_for_these_stages() -> None:
     ],
 )
 def test_comments_docstrings_and_layout_do_not_count(changed_by: Edit, change: Callable[[str], str]) -> None:
-    assert changed_by("crf.py", change) == set()
+    assert changed_by("crf/refine.py", change) == set()
 
 
 def test_a_docstring_that_comes_or_goes_does_not_count(changed_by: Edit) -> None:
-    assert changed_by("crf.py", lambda text: text.split('"""', 2)[2]) == set()
-    assert changed_by("stage1/cam.py", replacing('    """Divide each', '    """Other.\n\n    Divide each')) == set()
+    assert changed_by("crf/refine.py", lambda text: text.split('"""', 2)[2]) == set()
+    assert changed_by("stage1/localisers/views.py", replacing('    """Divide', '    """Other.\n\n    Divide')) == set()
 
 
 def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) -> None:
-    irn = {"beco.stage1.irn_train", "beco.stage1.irn_walk"}
-    training = {"beco.stage1.classifier", "beco.stage1.cam", "beco.stage2.train", "beco.stage2.predict", *irn}
-    labels = {"beco.stage1.labels", "beco.stage1.imports", "beco.evaluation.sweep"}  # the sweep makes labels, too
-    assert changed_by("stage1/labels.py", replacing("1e-12", "1e-11")) == labels
-    assert changed_by("crf.py", replacing("1 - settings.gt_prob", "2 - settings.gt_prob")) == {
+    irn = {"beco.stage1.refine.irn_train", "beco.stage1.refine.irn_walk"}
+    localisers = {"beco.stage1.localisers.classifier", "beco.stage1.localisers.views"}
+    training = {*localisers, "beco.stage2.train", "beco.stage2.predict", *irn}
+    # the sweep makes labels, too
+    labels = {"beco.stage1.refine.labels", "beco.exchange.imports", "beco.evaluation.scores.sweep"}
+    assert changed_by("stage1/refine/labels.py", replacing("1e-12", "1e-11")) == labels
+    assert changed_by("crf/refine.py", replacing("1 - settings.gt_prob", "2 - settings.gt_prob")) == {
         *labels,
         "beco.stage2.predict",  # which may run a CRF after the networks
     }
@@ -137,10 +139,11 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
         "beco.stage2.train",
         "beco.stage2.predict",  # which reads the networks through the training's module
     }
-    assert changed_by("engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
-    assert changed_by("weights.py", replacing('"fc."', '"fcc."')) == training
-    stores = changed_by("store.py", replacing("compression_opts=6", "compression_opts=5"))
-    assert stores >= {"beco.store", "beco.stage1.cam", "beco.stage1.labels", "beco.stage2.train"}
+    assert changed_by("training/engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
+    assert changed_by("networks/weights.py", replacing('"fc."', '"fcc."')) == training
+    stores = changed_by("artifacts/store.py", replacing("compression_opts=6", "compression_opts=5"))
+    made = {"beco.artifacts.store", "beco.stage1.localisers.views", "beco.stage1.refine.labels", "beco.stage2.train"}
+    assert stores >= made
     assert not stores & {"beco.datasets.formats", "beco.datasets.shapes"}
 
 

@@ -17,21 +17,25 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco import crf, encoders, store
-from beco.batches import size_batches
+from beco.artifacts import store
+from beco.artifacts.grids import fitted_size, upsampled
+from beco.artifacts.pseudolabels import MARGINS, levels_of
+from beco.artifacts.shards import shard_ids
+from beco.artifacts.store import Store
 from beco.config import Cam, Classifier, Encoder, Labels, Shapes
 from beco.config import Crf as CrfSettings
+from beco.crf import refine as crf
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.grids import fitted_size, upsampled
-from beco.pseudolabels import MARGINS, levels_of
-from beco.sampling import Draws
-from beco.shards import shard_ids
-from beco.stage1 import cam, classifier, labels
-from beco.stage1.classifier import CamNetwork, ClassifierTask
-from beco.store import Store
+from beco.networks import encoders
+from beco.stage1.localisers import classifier
+from beco.stage1.localisers import views as cam
+from beco.stage1.localisers.classifier import CamNetwork, ClassifierTask
+from beco.stage1.refine import labels
+from beco.training.batches import size_batches
+from beco.training.engine import Compute
+from beco.training.sampling import Draws
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 

@@ -13,20 +13,22 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco import augment, encoders, store
-from beco.augment import LabelledPictures
-from beco.checkpoint import State
+from beco.artifacts import store
+from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels, put
 from beco.config import Crop, Network, Prediction, Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.palette import read_index_png
-from beco.engine import Compute
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN, PseudoLabels, put
+from beco.networks import encoders
+from beco.networks.segmenter import Segmenter
 from beco.stage2 import predict as prediction
 from beco.stage2 import train as training
-from beco.stage2.networks import Segmenter
 from beco.stage2.recipes import RecipeTask
+from beco.training import augment
+from beco.training.augment import LabelledPictures
+from beco.training.checkpoint import State
+from beco.training.engine import Compute
 
 SMALL = {"encoder": {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}, "decoder_channels": 8}
 NETWORK = Network.model_validate({**SMALL, "atrous_rates": [1, 2, 3]})

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from beco import store
+from beco.artifacts import store
+from beco.artifacts.files import read_json, whole, write_json
+from beco.artifacts.store import Store, create, gather
 from beco.errors import UserError
-from beco.files import read_json, whole, write_json
-from beco.store import Store, create, gather
 
 
 def some_arrays() -> dict[str, np.ndarray]:

@@ -18,14 +18,14 @@ from results_for_tests import (
     make_run,
 )
 
+from beco.artifacts.files import read_json, write_json
 from beco.config import InferenceCrf, Prediction
 from beco.errors import UserError
-from beco.evaluation.evaluate import evaluate_predictions
-from beco.evaluation.layers import unsqueezed
-from beco.evaluation.report import write_report
-from beco.evaluation.table_files import write_tables
-from beco.evaluation.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table
-from beco.files import read_json, write_json
+from beco.evaluation.report.layers import unsqueezed
+from beco.evaluation.report.report import write_report
+from beco.evaluation.scores.evaluate import evaluate_predictions
+from beco.evaluation.tables.table_files import write_tables
+from beco.evaluation.tables.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table
 
 # --- one split ----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from plans import TINY
 
 from beco import cli, interpreter
 
-CODES = "import sys; from beco.sources import stage_hash; print(stage_hash('beco.stage2.train'))"
+CODES = "import sys; from beco.artifacts.sources import stage_hash; print(stage_hash('beco.stage2.train'))"
 TEXT_CALLS = {"open", "read_text", "write_text", "FileHandler", "fdopen", "TextIOWrapper", "NamedTemporaryFile"}
 NOT_TEXT = {"Image", "tarfile", "zipfile"}
 """Whose `open` is of another kind."""
@@ -120,7 +120,7 @@ def opens_by_locale(call: ast.Call) -> bool:
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     given = {word.arg: word.value for word in call.keywords}
     if isinstance(call.func, ast.Name) and name == "read_text":
-        return False  # `beco.text`'s, which reads UTF-8
+        return False  # `beco.artifacts.text`'s, which reads UTF-8
     if "encoding" in given or owner in NOT_TEXT:
         return False
     if name in ("run", "Popen", "check_output") and owner == "subprocess":

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from beco.checkpoint import State
 from beco.config import Network, Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
-from beco.encoders import load_network
-from beco.engine import Compute
 from beco.errors import UserError
+from beco.networks.encoders import load_network
 from beco.stage2 import train as training
 from beco.stage2.validate import Validator
+from beco.training.checkpoint import State
+from beco.training.engine import Compute
 
 NETWORK = Network.model_validate(
     {

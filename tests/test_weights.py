@@ -14,8 +14,8 @@ from safetensors import safe_open
 from test_encoders import full_network, loaded, refusal
 from torch import Tensor
 
-from beco import encoders
 from beco.errors import UserError
+from beco.networks import encoders
 
 WEIGHT, MEAN = "layer1.0.conv1.weight", "bn1.running_mean"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Checkout
 
+from beco.artifacts.pseudolabels import PseudoLabels
 from beco.datasets import manifest as manifests
 from beco.datasets.palette import read_index_png
-from beco.pseudolabels import PseudoLabels
 
 pytestmark = pytest.mark.road
 
@@ -114,14 +114,14 @@ def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
     ("module", "old", "new", "expected"),
     [
         (
-            "stage1/labels.py",
+            "stage1/refine/labels.py",
             "1e-12",
             "1e-11",
             FROM_CRF | {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2},
         ),
         ("stage2/recipes.py", "first.max(1)", "first.min(1)", STAGE_TWO),
-        ("stage1/classifier.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
-        ("evaluation/report.py", '"""Write the report as one HTML file.', '1\n    """', {"report": 1}),
+        ("stage1/localisers/classifier.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
+        ("evaluation/report/report.py", '"""Write the report as one HTML file.', '1\n    """', {"report": 1}),
     ],
 )
 def test_edited_code_reruns_its_stage_and_what_follows(
@@ -136,7 +136,7 @@ def test_edited_code_reruns_its_stage_and_what_follows(
 
 
 def test_comments_and_the_readme_rerun_nothing(finished: Checkout) -> None:
-    readme, module = finished.folder / "README.md", finished.folder / "beco" / "engine.py"
+    readme, module = finished.folder / "README.md", finished.folder / "beco" / "training" / "engine.py"
     texts = readme.read_text(), module.read_text()
     try:
         readme.write_text(texts[0] + "\nOne more sentence.\n")

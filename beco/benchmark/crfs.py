@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch.utils.benchmark import timer
 
-from beco import crf
 from beco.benchmark import pictures
 from beco.benchmark.stores import SIZE
 from beco.config import Crf, InferenceCrf
+from beco.crf import refine as crf
 from beco.datasets.manifest import Manifest
 
 BACKENDS = ("torch", "pydensecrf")

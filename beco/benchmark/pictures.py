@@ -10,16 +10,16 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import Dataset
 
-from beco import pseudolabels, store
-from beco.augment import LabelledPictures
+from beco.artifacts import pseudolabels, store
+from beco.artifacts.grids import upsampled
+from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.config import Shapes, Training
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.grids import upsampled
-from beco.pseudolabels import UNCERTAIN, PseudoLabels
+from beco.training.augment import LabelledPictures
 
 KEPT_UP_TO = 128  # pixels a side; data sets of larger pictures do not fit into the loader's memory
 

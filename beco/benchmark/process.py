@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 IMPORTS = {
-    "store": ("beco.store",),
-    "pictures": ("beco.evaluation.evaluate", "beco.stage1.labels"),
-    "tables": ("beco.evaluation.report",),
+    "store": ("beco.artifacts.store",),
+    "pictures": ("beco.evaluation.scores.evaluate", "beco.stage1.refine.labels"),
+    "tables": ("beco.evaluation.report.report",),
     "networks": ("beco.stage2.train", "beco.stage2.predict"),
 }
 """What jobs import before they work, by the kind of job."""

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import torch
 
+from beco.artifacts.files import write_json
+from beco.artifacts.sources import commit
 from beco.benchmark import crfs, pictures, presets, stages, stores, training
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
-from beco.engine import Compute, choose_device, describe
 from beco.errors import UserError
-from beco.files import write_json
-from beco.sources import commit
+from beco.training.engine import Compute, choose_device, describe
 
 PARTS = ("training", "stages", "stores", "crf")
 ROUNDS = {"demo": 15, "paper": 1}

@@ -16,21 +16,22 @@ import torch
 from torch.nn import functional as F
 from torch.utils.benchmark import timer
 
-from beco import crf, pseudolabels, store
-from beco.augment import LabelledPictures
+from beco.artifacts import pseudolabels, store
+from beco.artifacts.grids import upsampled
+from beco.artifacts.pseudolabels import PseudoLabels
 from beco.benchmark import pictures
 from beco.benchmark.presets import SMALL
 from beco.benchmark.process import IMPORTS, start_up
 from beco.config import Cam, Crf, Crop, Encoder, Irn, Labels
+from beco.crf import refine as crf
 from beco.datasets.shapes_drawing import draw_picture
-from beco.evaluation.borders import near_border
-from beco.evaluation.metrics import count
-from beco.grids import upsampled
-from beco.pseudolabels import PseudoLabels
-from beco.stage1 import cam as cams
-from beco.stage1 import labels as stage
-from beco.stage1.classifier import CamNetwork
-from beco.stage1.irn_walk import walk
+from beco.evaluation.scores.borders import near_border
+from beco.evaluation.scores.metrics import count
+from beco.stage1.localisers import views as cams
+from beco.stage1.localisers.classifier import CamNetwork
+from beco.stage1.refine import labels as stage
+from beco.stage1.refine.irn_walk import walk
+from beco.training.augment import LabelledPictures
 
 CLASSES = 20
 PLANES = 2  # class maps of a picture

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch.utils.benchmark import timer
 
-from beco import pseudolabels, store
+from beco.artifacts import pseudolabels, store
+from beco.artifacts.store import Store
 from beco.benchmark import pictures
-from beco.store import Store
 
 SIZE = (375, 500)  # of VOC's pictures: height and width
 READS = 300

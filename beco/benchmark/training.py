@@ -14,20 +14,20 @@ from torch.nn import functional as F
 from torch.utils.benchmark import timer
 from torch.utils.data import Dataset
 
-from beco import engine
-from beco.augment import unit_range
 from beco.benchmark import bare
 from beco.benchmark.clock import Task, Times, by_turns
 from beco.benchmark.presets import Setting
 from beco.benchmark.process import peak
-from beco.checkpoint import State
 from beco.datasets.manifest import IGNORE
-from beco.engine import Compute
-from beco.sampling import Draws, StepSampler, part_slots
+from beco.networks.segmenter import Segmenter, build
 from beco.stage2 import recipes
 from beco.stage2.boundaries import Opinion, Supervision, mix
-from beco.stage2.networks import Segmenter, build
 from beco.stage2.recipes import RecipeTask
+from beco.training import engine
+from beco.training.augment import unit_range
+from beco.training.checkpoint import State
+from beco.training.engine import Compute
+from beco.training.sampling import Draws, StepSampler, part_slots
 
 STEPS = 100_000  # of the training that the measured steps are the last of, so that warm-up is over
 SEED = 0
@@ -38,7 +38,7 @@ FIRST = 3  # batches before that, while processes start and fill their queues
 
 @dataclass
 class Bench:
-    """A training that is ready to run: what `beco.engine.fit` makes before its loop, and one resident batch."""
+    """A training that is ready to run: what the engine's `fit` makes before its loop, and one resident batch."""
 
     fabric: Fabric
     task: RecipeTask

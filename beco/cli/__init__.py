@@ -8,9 +8,9 @@ import reprlib
 import sys
 from typing import NoReturn
 
+from beco.artifacts.files import FULL, STORAGE
 from beco.cli.options import app
 from beco.errors import UserError
-from beco.files import FULL, STORAGE
 from beco.interpreter import settle
 
 # each adds its commands, and `beco --help` lists them in the order of the road

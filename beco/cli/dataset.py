@@ -23,9 +23,9 @@ def init(
     val_share: Annotated[float, typer.Option(help="share for validation, if the CSV has no column split")] = 0.2,
 ) -> None:
     """Look at your pictures and write a configuration for them."""
-    from beco import project as stage
     from beco.config import Dataset, validate
     from beco.datasets import formats
+    from beco.project import init as stage
 
     weights = weights and home(weights)
     stage.refuse_unusable(project, images, labels, masks, weights)
@@ -65,9 +65,9 @@ def check(
 
     The workflow does so with --quick before its first job, which then reads the pictures.
     """
-    from beco import check as stage
     from beco.config import read_config
     from beco.datasets.manifest import refuse
+    from beco.project import check as stage
 
     if (configfile is None) == (settings is None):
         raise UserError("beco check: give --configfile FILE or --settings TEXT")
@@ -107,8 +107,8 @@ def plan(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write")] = None,
 ) -> None:
     """Estimate hours, memory and disk of a configuration before anyone starts it."""
+    from beco.artifacts.files import write_json
     from beco.config import read_config_files
-    from beco.files import write_json
     from beco.plan import pictures as counting
 
     checked = read_config_files([*configfile, *(more or [])], config or [])

@@ -24,7 +24,7 @@ def evaluate(
     """Score predictions against the masks of a split."""
     from beco.config import Prediction, read_settings
     from beco.datasets import manifest as manifests
-    from beco.evaluation import evaluate as stage
+    from beco.evaluation.scores import evaluate as stage
 
     protocol = read_settings(Prediction, settings).model_dump(mode="json", exclude={"batch_size"})
     stage.evaluate_predictions(manifests.read(manifest, root).split(split), predictions, output, protocol, threads)
@@ -41,7 +41,7 @@ def archive(
 ) -> None:
     """Pack predictions for the PASCAL VOC evaluation server."""
     from beco.datasets import manifest as manifests
-    from beco.evaluation import archive as stage
+    from beco.evaluation.tables import archive as stage
 
     if image_set not in ("val", "test"):
         raise UserError(f"--set: no set `{image_set}`; give val or test")
@@ -70,7 +70,7 @@ def evaluate_labels(
     """Score pseudo-labels and their confidence against the training masks, where there are any."""
     from beco.datasets import manifest as manifests
     from beco.datasets import voc
-    from beco.evaluation import quality as stage
+    from beco.evaluation.scores import quality as stage
 
     chosen = manifests.read(manifest, root).split(split)
     lists = {name: voc.read_list(root, name) for name in apart}
@@ -91,7 +91,7 @@ def sweep_labels(
     """Score the pseudo-labels of several background scores against the training masks, as CSV."""
     from beco.config import Labels, read_settings
     from beco.datasets import manifest as manifests
-    from beco.evaluation import sweep as stage
+    from beco.evaluation.scores import sweep as stage
 
     pictures = manifests.read(manifest, root).split(split)
     stage.sweep(pictures, cams, read_settings(Labels, settings), background, output, threads)
@@ -108,7 +108,7 @@ def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
 
 def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
     """`--runs experiment:seed:labels=folder` and `--labels name=folder` as what the tables are made from."""
-    from beco.evaluation.tables import LabelSource, Run
+    from beco.evaluation.tables.tables import LabelSource, Run
 
     found = []
     for name, folder in _named(runs, "--runs"):
@@ -121,7 +121,7 @@ def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
 
 def _published(options: list[str]) -> dict[str, str]:
     """`--published experiment=key` by experiment."""
-    from beco.published import unknown
+    from beco.schema.published import unknown
 
     found = {name: str(key) for name, key in _named(options, "--published")}
     for key in found.values():
@@ -131,7 +131,7 @@ def _published(options: list[str]) -> dict[str, str]:
 
 
 Runs = Annotated[list[str], typer.Option(help="experiment:seed:labels=folder of an evaluated training; repeatable")]
-Published = Annotated[list[str], typer.Option(help="experiment=key of a figure in beco/published.csv; repeatable")]
+Published = Annotated[list[str], typer.Option(help="experiment=key in beco/schema/published.csv; repeatable")]
 LabelFolders = Annotated[list[str], typer.Option(help="name=folder of evaluated pseudo-labels; repeatable")]
 
 
@@ -144,7 +144,7 @@ def tables(
     published: Published = [],  # noqa: B006
 ) -> None:
     """Write the tables of recipes, pseudo-labels and classes."""
-    from beco.evaluation import table_files as stage
+    from beco.evaluation.tables import table_files as stage
 
     stage.write_tables(*_sources(runs, labels), classifier, output, _published(published))
 
@@ -159,7 +159,7 @@ def comparison(
 ) -> None:
     """Write the table of some experiments, with what each gains over the first of its labels and networks."""
     from beco.config import Comparison, read_settings
-    from beco.evaluation import comparisons as stage
+    from beco.evaluation.tables import comparisons as stage
 
     stage.write_comparison(read_settings(Comparison, settings), *_sources(runs, labels), output, _published(published))
 
@@ -181,7 +181,7 @@ def report(
     """Write the report: one page that needs nothing beside it."""
     from beco.config import Comparison, parse_yaml, validate
     from beco.datasets import manifest as manifests
-    from beco.evaluation import report as stage
+    from beco.evaluation.report import report as stage
 
     found, sources = _sources(runs, labels)
     pictures = manifests.read(manifest, root)

@@ -50,9 +50,9 @@ def manifest(
     watched: Annotated[list[str] | None, typer.Option(help="of the workflow: PART=TOKEN, see datasets/watch")] = None,
 ) -> None:
     """Read a dataset in its own format, check every file of it, and list it in one CSV."""
+    from beco.artifacts.files import write_json
     from beco.config import Dataset, read_settings
     from beco.datasets import formats, watch
-    from beco.files import write_json
 
     paths = {"root": root, "labels": labels, "masks": masks}
     given = {key: str(path) for key, path in paths.items() if path}
@@ -94,8 +94,8 @@ def train_classifier(
     """Train the multi-label classifier on image-level labels."""
     from beco.config import Classifier, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
-    from beco.stage1 import classifier
+    from beco.stage1.localisers import classifier
+    from beco.training.engine import Compute
 
     chosen = read_settings(Classifier, settings)
     compute = Compute(device, threads, workers, devices, nodes)
@@ -117,8 +117,8 @@ def cams(
     """Infer class activation maps."""
     from beco.config import Cam, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
-    from beco.stage1 import cam
+    from beco.stage1.localisers import views as cam
+    from beco.training.engine import Compute
 
     pictures = manifests.read(manifest, root).split(split)
     cam.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
@@ -143,8 +143,8 @@ def train_irn(
     """Train the inter-pixel relation network (IRN) on confident pseudo-labels."""
     from beco.config import Irn, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
-    from beco.stage1 import irn_train
+    from beco.stage1.refine import irn_train
+    from beco.training.engine import Compute
 
     pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
     compute = Compute(device, threads, workers, devices, nodes)
@@ -167,8 +167,8 @@ def refine(
     """Let CAMs walk at random within IRN's boundaries; `beco labels` makes labels of the scores."""
     from beco.config import Irn, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
-    from beco.stage1 import irn_walk
+    from beco.stage1.refine import irn_walk
+    from beco.training.engine import Compute
 
     pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
     irn_walk.infer(pictures, cams, irn, chosen, Compute(device, threads), shard, output)
@@ -187,7 +187,7 @@ def labels(
     """Turn CAMs into pseudo-labels with confidence."""
     from beco.config import Labels, read_settings
     from beco.datasets import manifest as manifests
-    from beco.stage1 import labels as stage
+    from beco.stage1.refine import labels as stage
 
     pictures = manifests.read(manifest, root).split(split)
     stage.make(pictures, cams, read_settings(Labels, settings), shard, output)
@@ -199,7 +199,7 @@ def gather(
     output: Output,
 ) -> None:
     """Join the HDF5 files of several shards."""
-    from beco import store
+    from beco.artifacts import store
 
     store.gather(parts, output)
 
@@ -230,7 +230,7 @@ def import_labels(
 ) -> None:
     """Turn what another stage-one program left in a folder into labels.h5."""
     from beco.datasets import manifest as manifests
-    from beco.stage1 import imports as stage
+    from beco.exchange import imports as stage
 
     pictures = manifests.read(manifest, root).split(split)
     stage.make(pictures, source, output, form, background, confidence, allow_missing)
@@ -248,8 +248,8 @@ def export_labels(
     ] = None,
 ) -> None:
     """Write pseudo-labels or predictions for other programs; 255, no opinion, stays 255 or is left out."""
-    from beco import exports as stage
     from beco.datasets import manifest as manifests
+    from beco.exchange import exports as stage
 
     pictures = manifests.read(manifest, Path()) if manifest else None
     stage.export(stage.open_source(labels, pictures), form, output)

@@ -49,8 +49,8 @@ def train(
     """Train segmentation networks on pseudo-labels."""
     from beco.config import Network, Training, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
     from beco.stage2 import train as stage
+    from beco.training.engine import Compute
 
     if recipe not in ("single", "cotraining", "beco"):
         raise UserError(f"--recipe: no recipe `{recipe}`; known: single, cotraining, beco")
@@ -84,8 +84,8 @@ def predict(
     """Write a palette PNG per picture."""
     from beco.config import Prediction, read_settings
     from beco.datasets import manifest as manifests
-    from beco.engine import Compute
     from beco.stage2 import predict as stage
+    from beco.training.engine import Compute
 
     pictures = manifests.read(manifest, root)
     pictures = pictures if split == "all" else pictures.split(split)
@@ -117,7 +117,7 @@ def benchmark(
 ) -> None:
     """Measure the speed on this machine against bounds of the same run."""
     from beco.benchmark import report as stage
-    from beco.engine import Compute
+    from beco.training.engine import Compute
 
     options = stage.Options(
         preset,

@@ -1,6 +1,7 @@
 """Whether an artifact is what a command asks for and belongs to its manifest; looked at wherever one is handed over.
 
-Stores are told apart by their layers and attributes, see `beco.store`. What is wrong is a `UserError` of one line.
+Stores are told apart by their layers and attributes, see `beco.artifacts.store`. What is wrong is a `UserError` of one
+line.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
+from beco.artifacts.store import Store
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.pseudolabels import UNCERTAIN, PseudoLabels
-from beco.store import Store
 
 KINDS = {
     "cams": "the CAMs of beco cams",

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from beco.artifacts.text import shown
 from beco.datasets.classes import BACKGROUND, clean, is_background
-from beco.text import shown
 
 SEPARATORS = ",，、；｜\n\r\t"  # beside the two that are understood, ; and |
 BRACKETS = r"()\[\]{}<>"

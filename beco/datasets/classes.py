@@ -7,8 +7,8 @@ import unicodedata
 
 import pandas as pd
 
+from beco.artifacts.text import breaks_lines
 from beco.errors import UserError
-from beco.text import breaks_lines
 
 COLUMNS = ["image_id", "split", "image", "mask", "width", "height"]
 """What a manifest has beside its classes; no class may be called so."""

@@ -19,6 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beco.artifacts.files import file_hash, read_json, write_json
+from beco.artifacts.ordered import in_order
+from beco.artifacts.sources import stage_hash
 from beco.config import Coco
 from beco.datasets import manifest
 from beco.datasets.classes import tell, warn_of_unseen
@@ -28,9 +31,6 @@ from beco.datasets.outlines import drawn, encloses
 from beco.datasets.palette import SUFFIXES, write_index_png
 from beco.datasets.paths import check_root
 from beco.errors import UserError
-from beco.files import file_hash, read_json, write_json
-from beco.ordered import in_order
-from beco.sources import stage_hash
 
 MEND = "add some, or leave the category out (dataset.classes without it is enough where it has no annotation)"
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
+from beco.artifacts.files import unreadable
 from beco.datasets import manifest
 from beco.datasets.classes import BACKGROUND, check_classes, clean, is_background
 from beco.datasets.manifest import LONGEST_SIDE
 from beco.datasets.outlines import encloses, outline_problem
 from beco.datasets.paths import image_id, unusable
 from beco.errors import UserError
-from beco.files import unreadable
 
 logger = logging.getLogger("beco")
 

@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beco.artifacts.files import read_json, whole
+from beco.artifacts.ordered import in_order
+from beco.artifacts.text import read_text, shown
 from beco.datasets import meaning
 from beco.datasets.classes import COLUMNS
 from beco.datasets.meaning import Seen
 from beco.datasets.palette import opened, read_index_png, read_with_palette, turn_upright
 from beco.errors import Problems, UserError
-from beco.files import read_json, whole
-from beco.ordered import in_order
-from beco.text import read_text, shown
 
 log = logging.getLogger("beco")
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
+from beco.artifacts.files import unreadable, whole
+from beco.artifacts.firstbytes import UNKNOWN, told
 from beco.datasets import paths
 from beco.errors import UserError
-from beco.files import unreadable, whole
-from beco.firstbytes import UNKNOWN, told
 
 DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files it cannot decode, depending on the format and on where the damage is."""

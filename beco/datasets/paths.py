@@ -8,8 +8,8 @@ from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from beco.artifacts.text import breaks_lines
 from beco.errors import UserError
-from beco.text import breaks_lines
 
 LONGEST_ID = 200  # bytes; with suffixes and temporary names it must stay below the 255 of most file systems
 

@@ -31,11 +31,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from beco.artifacts.files import whole
 from beco.config import Shapes
 from beco.datasets.palette import write_index_png
 from beco.datasets.shapes_drawing import KINDS, Picture, draw_picture
 from beco.errors import UserError
-from beco.files import whole
 
 CLASSES = [kind.name for kind in KINDS]
 """Class names in label order 1…6."""

@@ -18,11 +18,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from beco.artifacts.text import read_text, shown
 from beco.datasets.cells import SPLITS, as_bit, as_split, by_words, not_a_name, parts_of, split_names
 from beco.datasets.classes import clean
 from beco.errors import UserError
 from beco.schema.base import nearest
-from beco.text import read_text, shown
 
 SPECIAL = ("image", "split", "mask", "labels")
 NAMING = ("label", "class", "classes", "category", "categories", "tag", "tags")

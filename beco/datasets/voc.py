@@ -15,14 +15,14 @@ import pandas as pd
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeTree
 
+from beco.artifacts.files import unreadable
+from beco.artifacts.text import read_text
 from beco.datasets import manifest
 from beco.datasets.classes import BACKGROUND, check_classes, clean, is_background, tell, warn_of_unseen
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import SUFFIXES
 from beco.datasets.paths import alike, check_root, missing, unusable
 from beco.errors import UserError
-from beco.files import unreadable
-from beco.text import read_text
 
 VOC_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",

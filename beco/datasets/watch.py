@@ -21,10 +21,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from beco.artifacts.files import file_hash, read_json, text_hash, whole, write_json
+from beco.artifacts.sources import stage_hash
 from beco.config import Dataset
 from beco.errors import UserError
-from beco.files import file_hash, read_json, text_hash, whole, write_json
-from beco.sources import stage_hash
 
 NAME = "watched.json"
 """Beside the manifest: what it was made from."""

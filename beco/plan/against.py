@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from beco.artifacts.files import unreadable
 from beco.errors import UserError
-from beco.files import unreadable
 from beco.plan.report import Plan
 
 OFTEN, SELDOM = 15.5, 30.0

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from beco.artifacts.grids import fitted_size
 from beco.benchmark.presets import Setting
 from beco.config import Config, Experiment, Labels
-from beco.engine import total_steps
-from beco.grids import fitted_size
 from beco.plan import networks, room
 from beco.plan.networks import Spec
 from beco.plan.pictures import Pictures
-from beco.stage1.irn import MOST_PIXELS, TOGETHER
-from beco.stage1.irn_pairs import offsets
+from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER
+from beco.stage1.refine.irn_pairs import offsets
 from beco.stage2.recipes import warmup_steps
+from beco.training.engine import total_steps
 
 Size = tuple[int, int]
 GRID = 16  # pixels of a picture to one of its class maps, at stride 4

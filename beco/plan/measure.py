@@ -15,26 +15,28 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
-from beco import crf, engine, pseudolabels, store
-from beco.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
+from beco.artifacts import pseudolabels, store
+from beco.artifacts.grids import upsampled
 from beco.benchmark import pictures as made_up
 from beco.benchmark import stages
 from beco.benchmark.presets import Setting
 from beco.benchmark.process import IMPORTS, start_up
 from beco.benchmark.training import prepare
 from beco.config import Classifier, Config, Irn, Labels, Shapes
+from beco.crf import refine as crf
 from beco.datasets import palette, shapes
-from beco.engine import Compute, choose_device
-from beco.evaluation.borders import near_border
-from beco.evaluation.metrics import count
-from beco.grids import upsampled
+from beco.evaluation.scores.borders import near_border
+from beco.evaluation.scores.metrics import count
 from beco.plan import networks
 from beco.plan.jobs import Applied, Job, Trained, Work
 from beco.plan.pictures import Pictures
 from beco.plan.rates import Point, Rates, key
-from beco.stage1 import labels as labelling
-from beco.stage1.classifier import ClassifierTask
-from beco.stage1.irn_train import IrnTask
+from beco.stage1.localisers.classifier import ClassifierTask
+from beco.stage1.refine import labels as labelling
+from beco.stage1.refine.irn_train import IrnTask
+from beco.training import engine
+from beco.training.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
+from beco.training.engine import Compute, choose_device
 
 Task = Callable[[], object]
 SECONDS = 1.0  # of each measurement, or one call

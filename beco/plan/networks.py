@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from beco import encoders
 from beco.benchmark.bare import forward_flops, frozen_flops
 from beco.config import Classifier, Encoder, Network
-from beco.stage1 import classifier as classifiers
-from beco.stage1.irn import IrnNetwork
-from beco.stage2.networks import build as build_segmenter
+from beco.networks import encoders
+from beco.networks.segmenter import build as build_segmenter
+from beco.stage1.localisers import classifier as classifiers
+from beco.stage1.refine.irn import IrnNetwork
 
 FLOAT = 4  # bytes
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beco.artifacts.files import read_json
 from beco.benchmark.process import IMPORTS
 from beco.benchmark.stages import PLANES
 from beco.config import Irn
 from beco.errors import UserError
-from beco.files import read_json
 from beco.plan.jobs import GRID, Applied, Job, Trained, Work
 from beco.plan.room import PROCESS
-from beco.stage1.irn_pairs import offsets
+from beco.stage1.refine.irn_pairs import offsets
 
 MEND = "make it with `beco benchmark --what all --output FILE` of this version"
 

@@ -23,7 +23,7 @@ class Experiment(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one training per seed")
     training: Training = Field(default_factory=Training, description="what differs from the common `training`")
     published: str | None = Field(
-        None, description="the figure to stand beside ours in the tables, a key of beco/published.csv; null: none"
+        None, description="the figure to stand beside ours, a key of beco/schema/published.csv; null: none"
     )
 
 
@@ -40,7 +40,7 @@ class Comparison(Section):
         [], description="settings with a column of their own, such as training.mix.probability or labels.background"
     )
     published: list[str] = Field(
-        [], description="further published figures to stand beneath, keys of beco/published.csv"
+        [], description="further published figures to stand beneath, keys of beco/schema/published.csv"
     )
 
 
@@ -159,7 +159,7 @@ class Config(Section):
                     raise ValueError(f"dataset.{key}: missing; set it to {what}")
         if self.dataset.format == "coco" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
-        from beco.published import misfit, unknown  # here: no stage but the tables depends on them
+        from beco.schema.published import misfit, unknown
 
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
@@ -181,7 +181,7 @@ class Config(Section):
         return self
 
     def _protocol(self, experiment: Experiment) -> dict[str, bool]:
-        """What holds of how an experiment is measured, in the words of `beco/published.csv`."""
+        """What holds of how an experiment is measured, in the words of `beco/schema/published.csv`."""
         one = experiment.recipe == "single" or self.prediction.networks == "first"
         return {
             "two networks": not one,
@@ -219,7 +219,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _comparisons_exist(self) -> Config:
-        from beco.published import unknown
+        from beco.schema.published import unknown
 
         for name, comparison in self.comparisons.items():
             for key in comparison.published:

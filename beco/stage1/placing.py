@@ -1,4 +1,4 @@
-"""A coarse map on the cells of another grid; `beco.grids` says where cells lie."""
+"""A coarse map on the cells of another grid; `beco.artifacts.grids` says where cells lie."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from beco.sampling import Draws
+from beco.training.sampling import Draws
 
 VALUES = 256  # what a label may be; the last is no opinion
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beco.config import InferenceCrf
-from beco.crf import posterior
+from beco.crf.refine import posterior
 from beco.datasets.palette import write_index_png
 
 # Of the official test script, RGB in 0-255 units; it is not the mean (`Encoder.mean`) that its networks subtract.

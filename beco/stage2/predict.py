@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.batches import size_batches
+from beco.artifacts.files import whole
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
-from beco.engine import Compute, choose_device
 from beco.errors import UserError
-from beco.files import whole
-from beco.stage2.networks import Segmenter
+from beco.networks.segmenter import Segmenter
 from beco.stage2.outputs import Outputs
 from beco.stage2.train import load
+from beco.training.batches import size_batches
+from beco.training.engine import Compute, choose_device
 
 MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.augment import unit_range
-from beco.colour import StrongColour
 from beco.config import Training
 from beco.datasets.manifest import IGNORE
-from beco.sampling import Draws
+from beco.networks.segmenter import Segmenter
 from beco.stage2.boundaries import Opinion, Supervision, mix
-from beco.stage2.networks import Segmenter
+from beco.training.augment import unit_range
+from beco.training.colour import StrongColour
+from beco.training.sampling import Draws
 
 Recipe = Literal["single", "cotraining", "beco"]
 

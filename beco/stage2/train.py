@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from beco import encoders
-from beco.augment import LabelledPictures
+from beco.artifacts.files import file_hash, whole, write_json
+from beco.artifacts.pseudolabels import PseudoLabels
+from beco.artifacts.sources import commit, stage_hash
 from beco.config import Network, Training
 from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest, check_meaning
-from beco.engine import Compute, choose_device, describe, fit
 from beco.errors import UserError
-from beco.files import file_hash, whole, write_json
-from beco.pseudolabels import PseudoLabels
-from beco.sampling import mixed_seed
-from beco.sources import commit, stage_hash
-from beco.stage2.networks import Segmenter, build
+from beco.networks import encoders
+from beco.networks.segmenter import Segmenter, build
 from beco.stage2.recipes import Recipe, RecipeTask
 from beco.stage2.validate import Validator
+from beco.training.augment import LabelledPictures
+from beco.training.engine import Compute, choose_device, describe, fit
+from beco.training.sampling import mixed_seed
 
 
 def train(

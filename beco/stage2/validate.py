@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beco.batches import size_batches
-from beco.checkpoint import State
 from beco.config import Training
-from beco.crops import resized_label
 from beco.datasets.manifest import IGNORE, Manifest
-from beco.encoders import save_network
-from beco.engine import Compute, choose_device
 from beco.errors import UserError
-from beco.stage2.networks import Segmenter
+from beco.networks.encoders import save_network
+from beco.networks.segmenter import Segmenter
 from beco.stage2.recipes import online_labels
+from beco.training.batches import size_batches
+from beco.training.checkpoint import State
+from beco.training.crops import resized_label
+from beco.training.engine import Compute, choose_device
 
 
 class Validator:

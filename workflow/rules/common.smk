@@ -8,10 +8,10 @@ from pathlib import Path
 from beco.config import parse_yaml, validate_config
 from beco.datasets import watch
 from beco.errors import UserError
-from beco.files import hold
+from beco.artifacts.files import hold
 from beco.interpreter import settle
-from beco.preflight import preflight
-from beco.sources import stage_hash
+from beco.project.preflight import preflight
+from beco.artifacts.sources import stage_hash
 
 settle()
 
@@ -85,9 +85,9 @@ REPORT_PARTS = [
     "gallery.js",
 ]
 REPORT_FILES = [
-    "evaluation/report.html.j2",
-    *(f"evaluation/page/{name}" for name in REPORT_PARTS),
-    "published.csv",
+    "evaluation/report/report.html.j2",
+    *(f"evaluation/report/page/{name}" for name in REPORT_PARTS),
+    "schema/published.csv",
 ]
 
 

@@ -30,7 +30,7 @@ rule evaluate:
         settings=CONFIG.prediction.model_dump_json(),
         folder=subpath(output.metrics, parent=True),
         watched=watched("val_masks"),
-        code=stage_hash("beco.evaluation.evaluate"),
+        code=stage_hash("beco.evaluation.scores.evaluate"),
     message:
         "Scoring `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
@@ -68,7 +68,7 @@ rule evaluate_labels:
         options=quality_options(),
         folder=subpath(output.metrics, parent=True),
         watched=watched("train_masks"),
-        code=stage_hash("beco.evaluation.quality"),
+        code=stage_hash("beco.evaluation.scores.quality"),
     message:
         "Scoring the pseudo-labels `{wildcards.labels}` on the training pictures"
     shell:
@@ -99,7 +99,7 @@ rule sweep_labels:
         settings=sweep_settings,
         backgrounds=sweep_options(),
         watched=watched("train_masks"),
-        code=stage_hash("beco.evaluation.sweep"),
+        code=stage_hash("beco.evaluation.scores.sweep"),
     message:
         "Scoring the pseudo-labels `{wildcards.labels}` at several background scores"
     shell:
@@ -136,7 +136,7 @@ rule tabulate:
         runs=run_options(CONFIG.experiments),
         labels=label_options(LABELS),
         published=published_options(CONFIG.experiments),
-        code=stage_hash("beco.evaluation.table_files", "published.csv"),
+        code=stage_hash("beco.evaluation.tables.table_files", "schema/published.csv"),
     message:
         "Tables"
     shell:
@@ -168,7 +168,7 @@ rule compare:
         gpu=0,
     params:
         options=comparison_options,
-        code=stage_hash("beco.evaluation.comparisons", "published.csv"),
+        code=stage_hash("beco.evaluation.tables.comparisons", "schema/published.csv"),
     message:
         "Comparison `{wildcards.comparison}`"
     shell:
@@ -208,7 +208,7 @@ rule report:
         comparisons=comparisons_text(),
         classifier=subpath(input.classifier, parent=True),
         watched=watched("train_masks", "val_masks"),
-        code=stage_hash("beco.evaluation.report", *REPORT_FILES),
+        code=stage_hash("beco.evaluation.report.report", *REPORT_FILES),
     message:
         "Report"
     shell:
@@ -237,7 +237,7 @@ rule archive:
     params:
         image_set="test" if CONFIG.dataset.val == "test" else "val",
         watched=watched(),
-        code=stage_hash("beco.evaluation.archive"),
+        code=stage_hash("beco.evaluation.tables.archive"),
     message:
         "Packing the predictions of `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:

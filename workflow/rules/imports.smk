@@ -25,7 +25,7 @@ rule import_labels:
         source=lambda wildcards: CONFIG.labels[wildcards.labels].source.path,
         options=import_options,
         watched=watched(),
-        code=stage_hash("beco.stage1.imports"),
+        code=stage_hash("beco.exchange.imports"),
     message:
         "Importing the pseudo-labels `{wildcards.labels}`"
     shell:

@@ -27,7 +27,7 @@ rule train_classifier:
     params:
         settings=CONFIG.classifier.model_dump_json(),
         watched=watched(),
-        code=stage_hash("beco.stage1.classifier"),
+        code=stage_hash("beco.stage1.localisers.classifier"),
     message:
         "Training the classifier on image-level labels"
     shell:
@@ -60,7 +60,7 @@ rule infer_cams:
         settings=CONFIG.cam.model_dump_json(),
         shard="{scatteritem}",
         watched=watched(),
-        code=stage_hash("beco.stage1.cam"),
+        code=stage_hash("beco.stage1.localisers.views"),
     message:
         "Class activation maps, shard {wildcards.scatteritem}"
     shell:
@@ -86,7 +86,7 @@ rule gather_cams:
         runtime=growing(60),
         gpu=0,
     params:
-        code=stage_hash("beco.store"),
+        code=stage_hash("beco.artifacts.store"),
     message:
         "Joining the shards of the CAMs"
     shell:
@@ -116,7 +116,7 @@ rule make_labels:
         settings=label_settings,
         shard="{scatteritem}",
         watched=watched(),
-        code=stage_hash("beco.stage1.labels"),
+        code=stage_hash("beco.stage1.refine.labels"),
     message:
         "Pseudo-labels `{wildcards.labels}`, shard {wildcards.scatteritem}"
     shell:
@@ -145,7 +145,7 @@ rule gather_labels:
         runtime=growing(60),
         gpu=0,
     params:
-        code=stage_hash("beco.store"),
+        code=stage_hash("beco.artifacts.store"),
     message:
         "Joining the shards of the pseudo-labels `{wildcards.labels}`"
     shell:
@@ -169,7 +169,7 @@ use rule make_labels as make_pairs with:
         settings=pair_settings,
         shard="{scatteritem}",
         watched=watched(),
-        code=stage_hash("beco.stage1.labels"),
+        code=stage_hash("beco.stage1.refine.labels"),
     message:
         "Confident labels for the IRN of `{wildcards.labels}`, shard {wildcards.scatteritem}"
 
@@ -216,7 +216,7 @@ rule train_irn:
     params:
         settings=irn_settings("training"),
         watched=watched(),
-        code=stage_hash("beco.stage1.irn_train"),
+        code=stage_hash("beco.stage1.refine.irn_train"),
     message:
         "Training the inter-pixel relation network of `{wildcards.labels}`"
     shell:
@@ -251,7 +251,7 @@ rule random_walk:
         settings=irn_settings("walk"),
         shard="{scatteritem}",
         watched=watched(),
-        code=stage_hash("beco.stage1.irn_walk"),
+        code=stage_hash("beco.stage1.refine.irn_walk"),
     message:
         "IRN's random walk for `{wildcards.labels}`, shard {wildcards.scatteritem}"
     shell:
@@ -279,7 +279,7 @@ rule gather_scores:
         runtime=growing(60),
         gpu=0,
     params:
-        code=stage_hash("beco.store"),
+        code=stage_hash("beco.artifacts.store"),
     message:
         "Joining the shards of the scores of `{wildcards.labels}`"
     shell:

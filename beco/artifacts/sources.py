@@ -1,0 +1,107 @@
+"""What a stage's result depends on in our own code, as one hash.
+
+Snakemake reruns a rule when its command changes, but it does not see the modules that the command imports. Each rule
+therefore carries the hash of its stage's module and of all it imports inside this package. Comments, docstrings and
+layout do not count, and neither does the configuration schema: the values that a stage uses are parameters of its
+rule, defaults included.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import subprocess
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+LEFT_OUT = ("beco.config", "beco.schema", "beco.errors", "beco.artifacts.text")  # the last: text in UTF-8, or a refusal
+
+
+def stage_hash(module: str, *extra: str) -> str:
+    """Hash of `module` (dotted, inside beco), its imports inside beco, and `extra` files relative to the package."""
+    digest = hashlib.sha256()
+    for name in sorted(_closure(module)):
+        digest.update(f"{name}\n{_code(name)}\n".encode())
+    for file in extra:
+        digest.update((PACKAGE / file).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """The commit of this package's checkout, with `+` if tracked files differ from it; None outside of git."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        head = [*git, "rev-parse", "--short=12", "HEAD"]
+        name = subprocess.run(head, capture_output=True, encoding="utf-8", check=True)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip() + ("+" if same.returncode else "")
+
+
+def _closure(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and not name.startswith(LEFT_OUT):
+            found.add(name)
+            waiting.extend(_imports(name))
+    return found
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """Source file of a module of this package, None if there is no such module."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE.name:
+        return None
+    path = PACKAGE.joinpath(*parts[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    path = _file(module)
+    if path is None:
+        raise ModuleNotFoundError(f"no module {module} in this package")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _imports(module: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                names.add(inner if _file(inner) else source)
+    return {name for name in names if _file(name)}
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from … import` of `module` names, dots resolved."""
+    if node.level == 0:
+        return node.module or ""
+    file = _file(module)
+    is_package = file is not None and file.name == "__init__.py"
+    package = module.split(".")[: len(module.split(".")) - node.level + is_package]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+@cache
+def _code(module: str) -> str:
+    tree = ast.parse(ast.unparse(_tree(module)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

@@ -1,0 +1,1 @@
+"""The dense CRF: permutohedral lattice and mean field."""

@@ -1,0 +1,168 @@
+"""The tables as files: CSV for machines, Markdown for people, LaTeX (with `booktabs`) for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from beco.artifacts.files import whole, write_csv
+from beco.evaluation.scores.bootstrap import add_picture_intervals
+from beco.evaluation.scores.differences import difference_table
+from beco.evaluation.scores.metrics import MEAN_RULE
+from beco.evaluation.tables.label_tables import LABEL_NUMBERS, label_table, sweep_table
+from beco.evaluation.tables.tables import (
+    RUN_NUMBERS,
+    LabelSource,
+    Run,
+    class_table,
+    classifier_table,
+    mean_std,
+    percent,
+    recipe_table,
+    run_table,
+    spread,
+)
+
+Printed = tuple[list[str], list[list[object]]]
+"""Header and rows of a table as it is printed."""
+
+DIFFERENCES_NOTE = (
+    "Over seeds, in brackets: the 95 % interval (Student's t) of the mean difference if stage two were trained again "
+    "and measured on these pictures. Over pictures: the 95 % interval (paired bootstrap) of the difference between "
+    "these trainings if other pictures of the same kind were measured."
+)
+MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
+SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
+
+
+def write_tables(
+    runs: list[Run],
+    label_sources: list[LabelSource],
+    classifier: Path | None,
+    output: Path,
+    published: Mapping[str, str] | None = None,
+) -> None:
+    """Write every table into `output`: recipes, differences, pseudo_labels, classifier and, if anything was swept,
+    sweep (.csv, .md, .tex), per_class.csv, runs.csv. `published` is that of `recipe_table`.
+    """
+    recipes, labels = recipe_table(runs, label_sources, published), label_table(label_sources)
+    swept = sweep_table(label_sources)
+    every, ap = run_table(runs), classifier_table(classifier)
+    differences = add_picture_intervals(difference_table(every, RUN_NUMBERS), every)
+    write_table(output / "recipes.csv", recipes, _recipes(recipes), MEAN_NOTE)
+    write_table(output / "differences.csv", differences, _differences(differences), DIFFERENCES_NOTE)
+    write_table(output / "pseudo_labels.csv", labels, _labels(labels), MEAN_NOTE)
+    if not swept.empty:
+        write_table(output / "sweep.csv", swept, _sweep(swept), MEAN_NOTE)
+    write_table(output / "classifier.csv", ap, _classifier(ap))
+    write_csv(class_table(runs, label_sources), output / "per_class.csv")
+    write_csv(every, output / "runs.csv")
+
+
+def write_table(output: Path, frame: pd.DataFrame, printed: Printed, note: str = "", title: str = "") -> None:
+    """Write a frame to `output` (.csv), and as it is printed to .md and .tex beside it."""
+    write_csv(frame, output)
+    text = (f"{title}\n\n" if title else "") + markdown(*printed) + (f"\n{note}\n" if note else "")
+    _text(text, output.with_suffix(".md"))
+    remarks = "".join(f"% {line}\n" for line in (title, note) if line)
+    _text(remarks + latex(*printed), output.with_suffix(".tex"))
+
+
+# --- as they are printed ------------------------------------------------------------------------------------
+
+
+def _recipes(recipes: pd.DataFrame) -> Printed:
+    header = ["experiment", "labels", "mIoU (%)", "seeds", "published (%)", "ours − published", "source"]
+    header += ["boundary IoU (%)", "pixel accuracy (%)", "mIoU of its labels, train (%)", "difference", "protocol"]
+    rows = [
+        [
+            *(row["experiment"], row["labels"], mean_std(row["miou"], row["miou_std"]), row["seeds"]),
+            *published_cells(row),
+            *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
+            *(percent(row["difference"], signed=True), row["protocol"]),
+        ]
+        for row in recipes.to_dict("records")
+    ]
+    return header, rows
+
+
+def published_cells(row: Mapping[Any, Any]) -> list[str]:
+    """The published figure, ours less it, and its source with what is known of its protocol; empty without one."""
+    if not row["published_source"]:
+        return ["", "", ""]
+    known = f" ({row['published_protocol']})" if row["published_protocol"] else ""
+    number = "" if pd.isna(row["published"]) else percent(row["published"])
+    less = "" if pd.isna(row["minus_published"]) else percent(row["minus_published"], signed=True)
+    return [number, less, row["published_source"] + known]
+
+
+def _differences(differences: pd.DataFrame) -> Printed:
+    header = ["difference", "labels", "seeds"]
+    for name in ("mIoU", "boundary IoU", "pixel accuracy"):
+        header += [f"{name} (points, over seeds)", f"{name} over pictures"]
+    rows = [
+        [
+            *(f"{row['experiment']} − {row['minus']}", row["labels"], row["seeds"]),
+            *(cell for name in RUN_NUMBERS for cell in (spread(row, name), over_pictures(row, name))),
+        ]
+        for row in differences.to_dict("records")
+    ]
+    return header, rows
+
+
+def over_pictures(row: Mapping[Any, Any], name: str) -> str:
+    """The bootstrap's interval of a number in percentage points: `−0.3 to +2.7`; `–` if there is none."""
+    low, high = (row[f"{name}_pictures_{end}"] for end in ("low", "high"))
+    return "–" if pd.isna(low) else f"{percent(low, signed=True)} to {percent(high, signed=True)}"
+
+
+def _labels(labels: pd.DataFrame) -> Printed:
+    others = ["split", "pictures", *(["masks"] if labels["masks"].any() else [])]
+    header = ["labels", *(f"{name.replace('_', ' ')} (%)" for name in LABEL_NUMBERS), *others]
+    rows = [
+        [row["labels"], *(percent(row[name]) for name in LABEL_NUMBERS), *(row[name] for name in others)]
+        for row in labels.to_dict("records")
+    ]
+    return header, rows
+
+
+def _sweep(swept: pd.DataFrame) -> Printed:
+    """mIoU, one line a source and one column a background score; the best of each line with an asterisk."""
+    scores = sorted(set(swept["background"]))
+    rows: list[list[object]] = []
+    for name, group in swept.groupby("labels", sort=False):
+        texts = {
+            row["background"]: percent(row["miou"]) + ("*" if row["best"] else "") for row in group.to_dict("records")
+        }
+        rows.append([name, *(texts.get(score, "") for score in scores)])
+    return ["mIoU (%) at background", *(f"{score:g}" for score in scores)], rows
+
+
+def _classifier(ap: pd.DataFrame) -> Printed:
+    return ["class", "AP (%)"], [[row["class"], percent(row["ap"])] for row in ap.to_dict("records")]
+
+
+# --- formats ------------------------------------------------------------------------------------------------
+
+
+def markdown(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(header: list[str], rows: list[list[object]]) -> str:
+    """A LaTeX `tabular` with the rules of `booktabs`; what LaTeX would read as a command is escaped."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    text = pd.DataFrame(cells, columns=header).to_latex(index=False, escape=True, column_format="l" * len(header))
+    for symbol, command in SYMBOLS.items():
+        text = text.replace(symbol, command)
+    return text
+
+
+def _text(text: str, path: Path) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

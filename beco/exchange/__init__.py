@@ -1,0 +1,1 @@
+"""Other programs' labels in, ours out."""

@@ -1,0 +1,1 @@
+"""Encoders, their weights, heads and segmenters."""

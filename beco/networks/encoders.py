@@ -1,0 +1,355 @@
+"""Backbones from timm (and MiT), and the weights they start from; for the classifier and the segmentation networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from segmentation_models_pytorch.encoders.mix_transformer import MixVisionTransformerEncoder
+from timm.layers import AvgPool2dSame, Conv2dSame
+from timm.models import FeatureInfo
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from beco.artifacts.files import file_hash, unreadable, whole
+from beco.config import Encoder
+from beco.errors import UserError
+from beco.networks.weights import (
+    as_present,
+    load_weights,
+    one_line,
+    read_safetensors,
+    read_weights,
+    refuse_unsound,
+    write_safetensors,
+)
+
+UNPOOLED = "unpooled"
+MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+
+
+class MixTransformer(MixVisionTransformerEncoder):
+    """SegFormer's encoder (Xie et al., NeurIPS 2021) of segmentation-models-pytorch, with timm's interface.
+
+    (B, 3, H, W) float, H and W divisible by 32 -> maps at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        settings = {**smp.encoders.encoders[name]["params"], **options}
+        widths = settings["embed_dims"]
+        super().__init__(**{**settings, "out_channels": [3, 0, *widths]})
+        self.feature_info = FeatureInfo(
+            [
+                {"num_chs": width, "reduction": 4 * 2**stage, "module": f"norm{stage + 1}"}
+                for stage, width in enumerate(widths)
+            ],
+            tuple(range(len(widths))),
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return super().forward(images)[2:]  # without the picture and an empty map at stride 2
+
+
+def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -> nn.Module:
+    """A feature extractor: (B, 3, H, W) float -> list of maps (B, C, h, w), the deepest at `output_stride`.
+
+    Any convolutional timm model, or mit_b0 … mit_b5. Where the stride is less than the model's own, strided stages are
+    dilated instead, or with `dilate` false only lose their stride; names of tensors are the same. Weights are not
+    loaded here, except `imagenet`, which is the library's own download. UserError if name, options and stride do not
+    fit together or the download fails.
+
+    The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve the
+    map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by half a
+    cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
+    """
+    if encoder.name in MIX_TRANSFORMERS:
+        return _mix_transformer(encoder, output_stride)
+    _refuse_fixed_size(encoder)
+    # 32 is what every model has; those that cannot be dilated do not know the argument
+    dilated = {"output_stride": output_stride} if output_stride != 32 else {}
+    try:
+        backbone = timm.create_model(
+            encoder.name, pretrained=encoder.weights == "imagenet", features_only=True, **dilated, **encoder.options
+        )
+        if dilated and not dilate:
+            with torch.random.fork_rng(devices=[]):  # what is drawn after it is what is drawn with dilation
+                plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
+            _undilate(backbone, plain)
+    except Exception as error:
+        own = _own_stride(encoder) if output_stride in (8, 16) and _is_of_dilation(error) else None
+        if own is None:
+            raise _refusal(encoder, error) from error
+        if own != output_stride:
+            raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}") from error
+        return create_backbone(encoder, 32)  # the argument left out: its maps end there by themselves
+    _unpool(backbone)
+    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
+    return backbone
+
+
+def _is_of_dilation(error: Exception) -> bool:
+    """Whether timm may have refused the output stride: silently, by name, or for want of the argument."""
+    return isinstance(error, AssertionError | NotImplementedError) or "output_stride" in str(error)
+
+
+def _own_stride(encoder: Encoder) -> int | None:
+    """The stride at which an encoder's maps end undilated; None if it cannot be built so either."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
+        return feature_strides(plain)[-1]
+    except Exception:
+        return None  # what is wrong is told of the first attempt
+
+
+def _refuse_fixed_size(encoder: Encoder) -> None:
+    try:
+        known = timm.get_pretrained_cfg(encoder.name)
+    except RuntimeError:  # of an unknown tag, which is told where the model is built
+        return
+    if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
+        side = known.input_size[-1]
+        raise UserError(
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder"
+        )
+
+
+def _unpool(backbone: nn.Module) -> None:
+    """Take the pooling at stride 1 out of a network's shortcuts; `unpooled` says whether there was any."""
+    found = [
+        (module, name)
+        for module in backbone.modules()
+        for name, child in module.named_children()
+        if isinstance(child, AvgPool2dSame) and child.stride == (1, 1)
+    ]
+    for module, name in found:
+        setattr(module, name, nn.Identity())
+    backbone.unpooled = bool(found)  # type: ignore[assignment]
+
+
+def refuse_pooled(path: Path | str, metadata: dict[str, str], backbone: nn.Module) -> None:
+    """UserError if the network in `path` was trained with the pooling in its shortcuts that `_unpool` takes out."""
+    if getattr(backbone, "unpooled", False) and metadata.get("shortcuts") != UNPOOLED:
+        raise UserError(
+            f"{path}: made by an older version, whose dilated stages moved their maps by half a cell; train it again"
+        )
+
+
+def _undilate(backbone: nn.Module, plain: nn.Module) -> None:
+    """Give the convolutions of a dilated network the dilation that they have in `plain`, the same one at stride 32."""
+    own = {name: layer.dilation for name, layer in plain.named_modules() if isinstance(layer, nn.Conv2d)}
+    for name, layer in backbone.named_modules():
+        if not isinstance(layer, nn.Conv2d) or layer.dilation == own[name]:
+            continue
+        layer.dilation = own[name]
+        spans = [one * (side - 1) for one, side in zip(own[name], layer.kernel_size, strict=True)]
+        if any(span % 2 for span in spans):  # an even kernel needs one more pixel on one side
+            layer.__class__, layer.padding = Conv2dSame, (0, 0)
+        elif not isinstance(layer, Conv2dSame):  # which pads by itself
+            layer.padding = tuple(span // 2 for span in spans)
+
+
+def _refusal(encoder: Encoder, error: Exception) -> UserError:
+    """The user's line for what timm said when it could not build the encoder."""
+    name, text = encoder.name, one_line(error) or type(error).__name__  # timm's assertions are often silent
+    if "Unknown model" in text or "Invalid pretrained tag" in text:
+        return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
+    if isinstance(error, TypeError):
+        return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
+    if "No pretrained weights" in text:
+        return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")
+    if encoder.weights == "imagenet" and "size mismatch" not in text:
+        return offline_error(name, error)
+    return UserError(f"encoder `{name}`: {text}; check encoder.options and output_stride")
+
+
+def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
+    if output_stride != 32:
+        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set 32")
+    try:
+        backbone = MixTransformer(encoder.name, **encoder.options)
+    except (TypeError, ValueError, AssertionError, IndexError) as error:
+        raise UserError(f"encoder.options of `{encoder.name}`: {one_line(error)}; mend them") from error
+    if encoder.weights == "imagenet":
+        try:
+            source = smp.encoders.get_encoder(encoder.name, weights="imagenet")
+        except Exception as error:
+            raise offline_error(encoder.name, error) from error
+        load_weights(backbone, source.state_dict(), f"imagenet weights of {encoder.name}")
+    return backbone
+
+
+def feature_channels(backbone: nn.Module) -> list[int]:
+    """Channels of each feature map of a backbone from `create_backbone`, shallow to deep."""
+    info: Any = backbone.feature_info
+    return info.channels()
+
+
+def feature_strides(backbone: nn.Module) -> list[int]:
+    """Stride of each feature map of a backbone from `create_backbone`, shallow to deep."""
+    info: Any = backbone.feature_info
+    return info.reduction()
+
+
+def is_resnet(backbone: nn.Module) -> bool:
+    """Whether the last stage of a backbone from `create_backbone` is of ResNet's blocks, whose dilation can be set."""
+    *_, stage = backbone.children()
+    return bool(_blocks(stage))
+
+
+def dilate_first_blocks(backbone: nn.Module, name: str) -> None:
+    """Give the first block of each stage of a ResNet the dilation of the stage's other blocks, in place.
+
+    timm leaves it at that of the stage before, as torchvision does. At stride 8 the 3×3 convolutions of stages three
+    and four have dilation 2 and 4 throughout then, as BECO's DeepLabV2 has them (mmsegmentation's `contract_dilation`
+    false). `name` is the encoder's, for the UserError if it is no ResNet of timm.
+    """
+    if not is_resnet(backbone):
+        raise UserError(f"contract_dilation: `{name}` is no ResNet, so no block can be told its dilation; leave it out")
+    for stage in backbone.children():
+        for block in _blocks(stage)[:1]:
+            _dilate(block, block.dilation)
+
+
+def set_multi_grid(backbone: nn.Module, factors: Sequence[int], name: str) -> None:
+    """Multiply the dilation of the last stage's 3×3 convolutions block by block, in place.
+
+    The stage's own dilation follows from the output stride: factors 1, 2, 4 make 2, 4, 8 of it at stride 16 (Chen et
+    al., Rethinking Atrous Convolution, 2017, section 3.2.1). The stage's first block starts from the stage's dilation
+    too, whatever `contract_dilation` says. `name` is the encoder's, for the UserError if it is no ResNet of timm or
+    has another number of blocks.
+    """
+    *_, stage = backbone.children()
+    blocks = _blocks(stage)
+    if not blocks:
+        raise UserError(f"multi_grid: `{name}` is no ResNet, so its last stage has no blocks for it; leave it out")
+    if len(blocks) != len(factors):
+        raise UserError(
+            f"multi_grid: {len(factors)} factors for {len(blocks)} blocks in the last stage of `{name}`; "
+            f"give {len(blocks)}"
+        )
+    for block, factor in zip(blocks, factors, strict=True):
+        _dilate(block, block.dilation * factor)
+
+
+def _blocks(stage: nn.Module) -> list[Any]:
+    """The blocks of a ResNet's stage; none if it is something else."""
+    blocks: list[Any] = list(stage) if isinstance(stage, nn.Sequential) else []
+    return blocks if all(isinstance(block, BasicBlock | Bottleneck) for block in blocks) else []
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    for layer in block.children():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (dilation, dilation)
+
+
+def offline_error(name: str, error: Exception) -> UserError:
+    """What to say when the library could not bring ImageNet weights: which file to get and where to name it."""
+    if name in MIX_TRANSFORMERS:
+        wanted = f"{name}.pth of SegFormer's authors"
+    else:
+        published = timm.get_pretrained_cfg(name)
+        tag = f".{published.tag}" if published and published.tag and "." not in name else ""
+        wanted = f"model.safetensors of timm's `{name}{tag}`"
+    return UserError(
+        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); fetch "
+        f"{wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to null "
+        "for random weights"
+    )
+
+
+def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | None = None) -> None:
+    """Drop the blocks that `encoder.drop` names and load the weights that `encoder.weights` names, in place.
+
+    `classifier` is the file that `weights: classifier` stands for: stage one's trained network. UserError if the file
+    cannot be read or is not of this backbone.
+    """
+    for name in encoder.drop:
+        parent, _, leaf = name.rpartition(".")
+        try:
+            backbone.get_submodule(name)
+            setattr(backbone.get_submodule(parent), leaf, nn.Identity())
+        except AttributeError as error:
+            blocks = ", ".join(child for child, _ in backbone.named_children())
+            raise UserError(f"encoder.drop: `{encoder.name}` has no block `{name}`; it has {blocks}") from error
+    if encoder.weights in (None, "imagenet"):
+        return
+    if encoder.weights == "classifier":
+        if classifier is None:
+            raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
+        state, metadata = load_network(classifier, "classifier")
+        refuse_pooled(classifier, metadata, backbone)
+        prefix = "backbone."
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        load_weights(backbone, state, str(classifier))
+    else:
+        load_weights(backbone, read_weights(Path(str(encoder.weights))), str(encoder.weights))
+
+
+def weights_hash(encoder: Encoder) -> str | None:
+    """What the weights of an encoder are known by: None (random), imagenet, or the hash of their file."""
+    return file_hash(encoder.weights) if encoder.weights not in (None, "imagenet") else encoder.weights
+
+
+def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write a module's tensors and text metadata as .safetensors, atomically."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    with whole(path) as temporary:
+        write_safetensors(temporary, state, {**metadata, "shortcuts": UNPOOLED})
+
+
+NETWORKS = {
+    "classifier": "the classifier.safetensors of beco train-classifier",
+    "irn": "the irn.safetensors of beco train-irn",
+    "networks": "the networks.safetensors of beco train",
+}
+
+
+def load_network(
+    path: Path, kind: str | None = None, classes: list[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_network` wrote.
+
+    UserError if it is missing, damaged or another's, or, where they are given, not of the `kind` (a key of `NETWORKS`)
+    or of the `classes`.
+    """
+    try:
+        tensors, metadata = read_safetensors(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run the training that makes it first") from error
+    except Exception as error:
+        damage = f"not readable as safetensors ({one_line(error)}); remove it and train again"
+        raise unreadable(path, error, damage, "a network", ("empty",)) from error
+    if "classes" not in metadata:
+        raise UserError(
+            f"{path}: not a network that this program saved; as starting weights, name it in encoder.weights"
+        )
+    found = "networks" if "network" in metadata else "irn" if "mean_displacement" in tensors else "classifier"
+    if kind not in (None, found):
+        raise UserError(f"{path}: is {NETWORKS[found]}; give {NETWORKS[str(kind)]}")
+    with described(path):
+        if classes is not None and json.loads(metadata["classes"]) != classes:
+            raise UserError(f"{path}: trained for other classes than the manifest's; train it again")
+    return refuse_unsound(tensors, path), metadata
+
+
+@contextmanager
+def described(path: Path) -> Iterator[None]:
+    """UserError if the block cannot build the network that a file's metadata describe, or its tensors do not fit it."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: not the network that it says it is ({one_line(error)}); train it again") from error
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load every tensor of a file of ours; within `described`."""
+    module.load_state_dict(as_present(state, module.state_dict(), path))

@@ -1,0 +1,234 @@
+"""Weights files that users own, and how their names become the backbone's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as as_bytes
+from torch import Tensor, nn
+
+from beco.artifacts.files import unreadable
+from beco.artifacts.firstbytes import told
+from beco.errors import UserError
+
+log = logging.getLogger("beco")
+
+State = dict[str, Tensor]
+
+# Where training programs keep the network's table within their own, the one to be taken first.
+TABLES = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "teacher", "net", "network")
+DENSE = "save the network as trained, with dense floating-point tensors"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# A classification head that a weights file brings along and a backbone has no use for.
+HEAD_PREFIXES = ("fc.", "classifier.", "head.", "conv_head.", "bn2.", "last_linear.", "norm.")
+# What training programs put before the names of a backbone, one or several in a row.
+WRAPPERS = ("module.", "model.", "network.", "net.", "backbone.", "encoder.", "teacher.")
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of whatever part was compiled
+# A deep stem is one sequence of three convolutions in mmcls and mmsegmentation; timm ends it after the third
+# convolution and gives the last normalisation a name of its own.
+MMCLS_STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
+
+
+def read_weights(path: Path) -> State:
+    """Tensors of a .safetensors or .pth/.pt file; the latter read without unpickling anything but tensors.
+
+    A table within a table (`TABLES`) is unwrapped. UserError if there is no file or no such table, and for tensors that
+    are not dense or hold NaN or infinity.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return refuse_unsound(read_safetensors(path)[0], path)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused in one line
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        missing = "no such weights file; put it there or change encoder.weights"
+        raise UserError(f"{path}: {told(path, 'a weights file') or missing}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        damage = f"not a readable weights file ({one_line(error)}); copy it again"
+        if isinstance(error, pickle.UnpicklingError):
+            damage = (
+                "not a readable weights file (damaged, or it holds more than tensors); copy it again, or save its "
+                "state_dict alone"
+            )
+        raise unreadable(path, error, damage, "a weights file", ("a ZIP archive",)) from error
+    return refuse_unsound(_table(state, path), path)
+
+
+def _table(content: Any, path: Path) -> State:
+    """The table of tensors in what a .pth file holds, unwrapped."""
+    tables = [key for key in TABLES if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    if tables:
+        if len(tables) > 1:
+            log.info("%s: holds %s; `%s` is taken", path, ", ".join(f"`{key}`" for key in tables), tables[0])
+        return _table(content[tables[0]], path)
+    mend = "save the network's state_dict() alone"
+    if not isinstance(content, dict) or not content:
+        what = "an empty table" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path}: holds no table of tensors, but {what}; {mend}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise UserError(f"{path}: holds no table of tensors by name ({one_line(key)}: {kind}); {mend}")
+    return content
+
+
+def refuse_unsound(state: State, path: Path) -> State:
+    """`state`, or a UserError naming the first tensor that is not dense, has no content, or is not finite.
+
+    Weights and biases are floating-point numbers; other tensors may be whole ones, see `as_present`.
+    """
+    for key, value in state.items():
+        if value.is_quantized or value.is_nested or value.layout != torch.strided or value.is_meta:
+            kind = "has no content (meta)" if value.is_meta else "is quantised, sparse or nested"
+            raise UserError(f"{path}: {key} {kind}; {DENSE}")
+        if value.dtype not in FLOATS and key.rpartition(".")[2] in ("weight", "bias"):
+            raise _not_floating(path, key, value)
+        if value.dtype in FLOATS and not bool(value.isfinite().all()):
+            raise UserError(f"{path}: {key} holds NaN or infinity; its training went wrong, take an earlier checkpoint")
+    return state
+
+
+def as_present(state: State, present: State, source: Path | str) -> State:
+    """`state`, or a UserError for a tensor that is no floating-point one where that of the same name in `present` is.
+
+    Counters, as of batch norm's batches, are whole numbers.
+    """
+    for key, value in state.items():
+        wanted = present[key].is_floating_point() if key in present else False
+        if value.dtype not in FLOATS if wanted else value.is_complex():
+            raise _not_floating(source, key, value)
+    return state
+
+
+def _not_floating(source: Path | str, key: str, value: Tensor) -> UserError:
+    return UserError(f"{source}: {key} is of {str(value.dtype).removeprefix('torch.')}; {DENSE}")
+
+
+# --- .safetensors -------------------------------------------------------------------------------------------
+
+
+def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    """Tensors and metadata; read, not mapped into memory, which not every file system can do and ends in SIGBUS."""
+    content = path.read_bytes()
+    tensors = from_bytes(content)
+    return tensors, _header(content)[0].get("__metadata__") or {}
+
+
+def write_safetensors(path: Path, state: State, metadata: dict[str, str]) -> None:
+    """Write tensors and metadata; the same ones give the same bytes.
+
+    The library writes metadata in an order that is another in every process.
+    """
+    content = as_bytes(state)
+    header, end = _header(content)
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with path.open("wb") as stream:  # not save_file, which would ignore the umask
+        for part in (len(text).to_bytes(8, "little"), text, memoryview(content)[end:]):
+            stream.write(part)
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """The table at the beginning of a .safetensors file, and where it ends."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), end
+
+
+# --- into a backbone ----------------------------------------------------------------------------------------
+
+
+def load_weights(backbone: nn.Module, state: State, source: str) -> None:
+    """Load `state` whole, in place: every parameter and statistic of the backbone must be there, with its shape.
+
+    Names may carry `WRAPPERS`, lack timm's dots (`stages.0` is `stages_0` in its feature extractors), or be those of
+    mmcls's ResNets; classification heads are passed over. `source` names the file in the UserError if anything is
+    missing, too many or of another shape.
+    """
+    own = backbone.state_dict()
+    state = _in_timms_names(_unwrapped(state, own), own)
+    given = {_plain(key): value for key, value in state.items()}
+    if len(given) != len(state):
+        raise UserError(f"{source}: two of its tensors have names that differ by dots alone; rename them")
+    chosen, missing, misfit = {}, [], []
+    for key, present in own.items():
+        value = given.pop(_plain(key), None)
+        if value is None and key.endswith("num_batches_tracked"):
+            value = present
+        if value is None:
+            missing.append(key)
+        elif value.shape != present.shape:
+            misfit.append(f"{key} is {tuple(value.shape)}, the network's {tuple(present.shape)}")
+        else:
+            chosen[key] = value
+    if missing:
+        raise UserError(
+            f"{source}: lacks {len(missing)} tensors of the encoder, such as {missing[0]}; choose the encoder that it "
+            "was made for, or name the absent blocks in encoder.drop"
+        )
+    if misfit:
+        raise UserError(f"{source}: does not fit the encoder ({misfit[0]}); check encoder.name and encoder.options")
+    heads = tuple(_plain(prefix) for prefix in HEAD_PREFIXES)
+    surplus = [key for key in given if not key.startswith(heads)]
+    if surplus:
+        raise UserError(
+            f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {surplus[0]}; "
+            "check encoder.name and encoder.drop"
+        )
+    backbone.load_state_dict(as_present(chosen, own, source))
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _unwrapped(state: State, own: State) -> State:
+    """The part of `state` behind those wrappers that make most names the backbone's; the rest belongs to heads."""
+    names = {_plain(key) for key in own}
+    state = {key.replace(COMPILED, ""): value for key, value in state.items()}
+    return max(_views(state), key=lambda view: sum(_plain(key) in names for key in view))
+
+
+def _views(state: State) -> Iterator[State]:
+    """`state` itself, and what lies behind every chain of wrappers in it."""
+    yield state
+    for wrapper in WRAPPERS:
+        inner = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
+        if inner:
+            yield from _views(inner)
+
+
+def _in_timms_names(state: State, own: State) -> State:
+    """`state` with the names of mmcls's ResNets (V1c, V1d) changed to timm's; any other state as it is.
+
+    Besides the stem they differ in the shortcuts: timm keeps a place for the pooling even where it does nothing (in
+    the first stage), so that the convolution is `downsample.1` there too and not `downsample.0`.
+    """
+    deep_stem = "conv1.6.weight" in own and "conv1.6.weight" not in state
+    renamed = {}
+    for key, value in state.items():
+        name = key
+        if deep_stem and (match := re.fullmatch(r"stem\.(\d)\.(\w+)", key)) and match[1] in MMCLS_STEM:
+            name = f"{MMCLS_STEM[match[1]]}.{match[2]}"
+        elif match := re.fullmatch(r"(.+\.downsample)\.([01])\.(\w+)", key):
+            shortcut = match[1]
+            if f"{shortcut}.0.weight" in state and f"{shortcut}.0.weight" not in own and f"{shortcut}.2.weight" in own:
+                name = f"{shortcut}.{int(match[2]) + 1}.{match[3]}"
+        renamed[name] = value
+    return renamed
+
+
+def one_line(error: object) -> str:
+    """What a library's exception says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]

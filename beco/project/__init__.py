@@ -1,0 +1,1 @@
+"""What happens before hours are spent: init, check, preflight."""

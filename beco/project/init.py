@@ -1,0 +1,293 @@
+"""A configuration for one's own pictures: sizes and lengths chosen from what is there, each with its reason.
+
+What is chosen follows from two runs whose numbers are known: the embedded default (64 px, from scratch) and the preset
+`voc_sample` (photographs, ImageNet weights, a CPU). In between it is judgement, and the file says so beside each value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import beco
+from beco.artifacts.files import whole
+from beco.artifacts.text import breaks_lines
+from beco.config import Config, Encoder, read_settings, validate_config
+from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+from beco.networks.encoders import create_backbone, prepare_backbone
+
+NAME = "pictures"
+"""`dataset.name` of every project: its results lie in `<project>/results/pictures`."""
+SMALL = Encoder(name="resnet10t", options={"channels": [32, 64, 128, 256]})
+"""The embedded default's encoder: 1.2 M parameters, which a few thousand steps can train from nothing."""
+TINY, PHOTO = 128, 512
+"""Long sides in pixels: up to the first a picture is drawn-dataset small, from the second on VOC's size."""
+SNAKEFILE = Path(beco.__file__).parents[1] / "workflow" / "Snakefile"
+"""The workflow of the checkout that this package runs from; a package installed from a wheel has none beside it."""
+LARGE = 2000
+"""Long side beyond which the CRF at the picture's own size takes more than about ten seconds a picture."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of the pictures decides about sizes and lengths."""
+
+    pictures: int
+    train: int
+    classes: int
+    median: int
+    """Long side in pixels, the median."""
+    largest: int
+    """The largest long side."""
+    val_masks: int
+    """Validation pictures with a mask."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the project will run on, if it is this machine."""
+
+    cores: int
+    gpu_gib: float | None
+    """Memory of the first GPU; None without one."""
+    half: str = "bf16"
+    """16-bit precision that its processor has."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The backbone, and where its weights come from."""
+
+    encoder: Encoder
+    output_stride: int
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it starts from weights."""
+        return self.encoder.weights is not None
+
+
+# --- what is there ------------------------------------------------------------------------------------------
+
+
+def facts(manifest: Manifest) -> Facts:
+    """The facts of a dataset that was read and checked."""
+    sides = manifest.table[["height", "width"]].max(axis=1)
+    val = manifest.split("val")
+    return Facts(
+        pictures=len(manifest),
+        train=len(manifest.split("train")),
+        classes=len(manifest.classes),
+        median=round(float(np.median(sides))),
+        largest=int(sides.max()),
+        val_masks=len(val.with_masks()),
+    )
+
+
+def machine() -> Machine:
+    """This machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not torch.cuda.is_available():
+        return Machine(cores, None)
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return Machine(cores, memory, "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+
+
+def start(encoder: str | None, weights: str | None, on: Machine, small: bool) -> Start:
+    """The backbone asked for, or a default; UserError if there is none of that name or the file does not fit it.
+
+    `encoder` is a name of timm's, or an encoder's settings as `{name: …}`. Without either it is the small network of
+    the embedded default, with weights alone ResNet-50 on a GPU, ResNet-18 without one. ImageNet weights are not
+    downloaded here.
+    """
+    if encoder is None and weights is None:
+        chosen = SMALL
+    elif encoder is not None and encoder.lstrip().startswith("{"):
+        chosen = read_settings(Encoder, encoder, "--encoder")
+    else:
+        chosen = Encoder(name=encoder or ("resnet50" if on.gpu_gib else "resnet18"))
+    for stride in (8 if small and weights is None else 16, 32):
+        try:
+            backbone = create_backbone(chosen, stride)
+            break
+        except UserError as error:
+            if "cannot be dilated" not in str(error) or stride == 32:
+                raise
+    if weights not in (None, "imagenet"):
+        chosen = chosen.model_copy(update={"weights": str(Path(str(weights)).absolute())})
+    elif weights == "imagenet":
+        chosen = chosen.model_copy(update={"weights": weights})
+    if chosen.weights not in (None, "imagenet", "classifier"):
+        prepare_backbone(backbone, chosen)
+    return Start(chosen, stride)
+
+
+# --- what is chosen -----------------------------------------------------------------------------------------
+
+
+def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
+    """The numbers of the configuration, by the names that the template `project.yaml.j2` has for them."""
+    gpu = on.gpu_gib is not None
+    looked_at, fed = _long_sides(known, gpu, begin.pretrained)
+    classifier_crop, crop = _crop(looked_at or known.median), _crop(fed or known.median)
+    batch = _batch(16, known.train)
+    segmenter_batch = _batch(16 if gpu or crop <= 96 else 8, known.train)
+    most = 40_000 if gpu else 6_000
+    least = {"classifier": 400, "segmenters": 800} if begin.pretrained else {"classifier": 1_200, "segmenters": 1_500}
+    tiny = known.median <= TINY
+    return {
+        "looked_at": looked_at,
+        "fed": fed,
+        "classifier_crop": classifier_crop,
+        "crop": crop,
+        "batch": batch,
+        "segmenter_batch": segmenter_batch,
+        "accumulate": _accumulate(on, crop, segmenter_batch),
+        "classifier_steps": steps(known.train, batch, 20, least["classifier"], most),
+        "steps": steps(known.train, segmenter_batch, 30, least["segmenters"], most),
+        "least": least,
+        "most_steps": most,
+        "half": on.half,
+        "gpu": gpu,
+        "lr": 0.0001 if begin.pretrained else 0.002,
+        "segmenter_lr": 0.0002 if begin.pretrained else 0.002,
+        "head": 10 if begin.pretrained else 1,
+        "cam_scales": [1.0, 1.5, 2.0] if (looked_at or known.median) <= TINY else [0.5, 1.0, 1.5, 2.0],
+        "tiny": tiny,
+        "atrous_rates": [1, 2, 3] if crop <= 96 else [2, 4, 6] if crop <= 256 else [6, 12, 18],
+        "decoder_channels": 256 if gpu and begin.pretrained else 128 if begin.pretrained else 64,
+        "experiments": ["single", "beco"] if known.val_masks else ["beco"],
+        "threads": min(on.cores, 8),
+        "workers": min(on.cores - 1, 8) if gpu else 0,
+        "shards": max(min(on.cores, 16, known.train), 1),
+    }
+
+
+def steps(pictures: int, batch: int, passes: int, least: int, most: int) -> int:
+    """Optimiser steps for so many passes over the pictures, at least and at most so many, in full hundreds.
+
+    The lower bound counts for a small folder: twenty passes over 50 pictures are 60 steps, which teach nothing.
+    """
+    wanted = math.ceil(passes * pictures / batch / 100) * 100
+    return min(max(wanted, least), most)
+
+
+def _long_sides(known: Facts, gpu: bool, pretrained: bool) -> tuple[int | None, int | None]:
+    """Long side that the classifier and its CAMs look at, and that the segmenter is fed; None: the picture's own."""
+    limits = {
+        (True, True): (512, 512),
+        (True, False): (256, 256),
+        (False, True): (320, 192),
+        (False, False): (128, 128),
+    }
+    first, second = (
+        None if known.largest <= limit else min(limit, _up(known.median)) for limit in limits[gpu, pretrained]
+    )
+    return first, second
+
+
+def _up(side: float) -> int:
+    """The next multiple of 32, the deepest stride of a backbone."""
+    return max(math.ceil(side / 32) * 32, 32)
+
+
+def _crop(side: int) -> int:
+    """Side of the crop: three quarters of the long side keep objects about as large as they are at inference."""
+    return _up(0.75 * side)
+
+
+def _batch(wanted: int, pictures: int) -> int:
+    """An even batch that the training pictures fill."""
+    if pictures < 2:
+        raise UserError(f"{pictures} training picture: too few to learn from; label more pictures")
+    return min(wanted, pictures // 2 * 2)
+
+
+def _accumulate(on: Machine, crop: int, batch: int) -> int:
+    if on.gpu_gib is None or crop < 256 or batch < 16 or on.gpu_gib > 15:
+        return 1
+    return 4 if on.gpu_gib < 8 else 2
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def refuse_unusable(project: Path, *paths: Path | str | None) -> None:
+    """UserError if a project cannot be made there or is there already, or a name means something to Snakemake."""
+    config = project / "config.yaml"
+    folder = project.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{there}: is no folder; name another place for the project")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there}: may not be written to; name another place for the project")
+    if config.exists():
+        raise UserError(f"{config}: is there already; name another project, or remove it to have it made anew")
+    for path in (project, *paths):
+        if path is not None and set(str(Path(path).absolute())) & set("{}"):
+            raise UserError(f"{path}: braces in a name mean something to Snakemake; rename the folder")
+        if path is not None and breaks_lines(str(Path(path).absolute())):
+            raise UserError(f"{str(path)!a}: a name with a line break or such is no use in a shell; choose another")
+
+
+def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, begin: Start) -> Config:
+    """Write `<project>/config.yaml` and return it as it was checked.
+
+    `dataset` holds the keys `root`, `labels`, `masks` and `val_share` of the section; paths become absolute.
+    """
+    paths = {key: str(Path(dataset[key]).absolute()) for key in ("root", "labels", "masks") if dataset.get(key)}
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # which is YAML, too
+    text = environment.get_template("project.yaml.j2").render(
+        choose(known, on, begin),
+        known=known,
+        on=on,
+        begin=begin,
+        encoder=begin.encoder.model_dump(exclude_defaults=True),
+        config=shlex.quote(str(project / "config.yaml")),
+        results=str((project / "results").absolute()),
+        name=NAME,
+        paths=paths,
+        val_share=dataset["val_share"],
+        large=known.median > LARGE,
+        version=version("beco"),
+    )
+    config = validate_config(yaml.safe_load(text), str(project / "config.yaml"))
+    with whole(project / "config.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return config
+
+
+def next_command(project: Path) -> str:
+    """What to type next, for a shell in the current folder."""
+    words = ["snakemake", "--cores", "all", "--configfile", str(project / "config.yaml")]
+    if not Path("workflow/Snakefile").is_file():
+        words[1:1] = ["--snakefile", str(SNAKEFILE) if SNAKEFILE.is_file() else "CHECKOUT/workflow/Snakefile"]
+    return shlex.join(words)
+
+
+def before_next() -> list[str]:
+    """What `next_command` needs and is not here, a line each with its fix."""
+    missing = []
+    if find_spec("snakemake") is None:
+        missing.append("snakemake: not installed, and the next command needs it; pip install 'beco[workflow]'")
+    if not (SNAKEFILE.is_file() or Path("workflow/Snakefile").is_file()):
+        missing.append("workflow/: not part of the installed package; put a checkout of beco for CHECKOUT")
+    return missing

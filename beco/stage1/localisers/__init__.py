@@ -1,0 +1,1 @@
+"""Localisers: from image-level labels to score maps."""

@@ -1,0 +1,1 @@
+"""From score maps to pseudo-labels: threshold, CRF, IRN."""

@@ -1,0 +1,80 @@
+"""Pictures of one size processed together, for inference; the next ones are read while the network works.
+
+Pictures are never padded to a common size: the image pooling of the ASPP and every border would see the padding, and
+the number would depend on which pictures happened to share a batch. So only pictures that are fed at exactly the same
+size share one (in VOC, two thirds are 500×375, 375×500 or 500×333), and the rest go in smaller batches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beco.artifacts.grids import fitted_size
+from beco.artifacts.ordered import in_order
+from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+
+AHEAD = 2  # batches that are read while one is worked on; bounds the memory
+
+
+def size_batches(
+    manifest: Manifest,
+    ids: list[str],
+    resize: int | None,
+    batch_size: int,
+    name: str,
+    *,
+    squeeze: int | None = None,
+    most_pixels: int | None = None,
+    threads: int = 1,
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield (ids, pictures (B, 3, h, w) float32 in [0, 1]) with pictures fed at one size together.
+
+    Args:
+        manifest: where the pictures are.
+        ids: which of them; each comes once, grouped by fed size, the sizes ascending.
+        resize: long side that is fed, pixels; None: the picture's own size.
+        batch_size: the most pictures of a batch.
+        name: what the progress bar is called.
+        squeeze: side of the square that is fed whatever the aspect; None: see `resize`.
+        most_pixels: the most pixels B·h·w of a batch, beyond which it has fewer pictures (at least 1); None: any.
+        threads: how many pictures are decoded and resized at once, in the background.
+
+    Raises `UserError` for a picture that is missing, damaged, or of another size than the manifest says.
+    """
+    groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for image_id in ids:
+        groups[fitted_size(*manifest.size(image_id), resize, squeeze)].append(image_id)
+    plan = [
+        (size, members[start : start + count])
+        for size, members in sorted(groups.items())
+        for count in [_count(size, batch_size, most_pixels)]
+        for start in range(0, len(members), count)
+    ]
+    fed = [(image_id, size) for size, chosen in plan for image_id in chosen]
+    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size)
+    for _, chosen in plan:
+        yield chosen, torch.stack(list(islice(pictures, len(chosen))))
+
+
+def _count(size: tuple[int, int], batch_size: int, most_pixels: int | None) -> int:
+    return batch_size if most_pixels is None else max(min(batch_size, most_pixels // (size[0] * size[1])), 1)
+
+
+def _picture(manifest: Manifest, fed: tuple[str, tuple[int, int]]) -> Tensor:
+    """One picture, (3, *size) float32 in [0, 1], of an id and a size; resized alone, so that no batch can change it."""
+    image_id, size = fed
+    array = manifest.image(image_id)
+    if array.shape[:2] != manifest.size(image_id):
+        raise UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")
+    picture = torch.from_numpy(array).permute(2, 0, 1).to(torch.float32) / 255
+    if size == array.shape[:2]:
+        return picture
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
