@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from beco.config import Training
 from beco.stage2 import recipes
 from beco.stage2.boundaries import Supervision
-from beco.stage2.recipes import RecipeTask
+from beco.stage2.recipes import cotraining
 from beco.training.sampling import Draws
 
 CLASSES, NOTHING = 3, 255
@@ -146,19 +146,19 @@ def real_step(case: dict[str, Any], warm: bool, monkey: list[Supervision]) -> di
         {"colour": "none", "warmup_steps": WARM, "peer_weight": case["peer_weight"], "mix": {k: case[k] for k in keys}}
     )
     networks: Any = [Lookup(table) for table in case["tables"]]
-    task = RecipeTask(networks, "beco", chosen, CLASSES)
+    task = recipes.make("beco", networks, chosen, CLASSES)
     batch = {
         "image": torch.from_numpy(case["image"]).byte().unsqueeze(1).repeat(1, 3, 1, 1),
         "label": torch.from_numpy(case["label"]).byte(),
         "reliable": torch.from_numpy(case["reliable"]),
     }
     draws = drawn(case)
-    original, step = recipes.cotraining_losses, WARM - 1 if warm else WARM
-    recipes.cotraining_losses = lambda *given: (monkey.append(given[2]), original(*given))[1]
+    original, step = cotraining.cotraining_losses, WARM - 1 if warm else WARM
+    cotraining.cotraining_losses = lambda *given: (monkey.append(given[2]), original(*given))[1]
     try:
         return task(batch | task.totals(batch), step, STEPS, draws)
     finally:
-        recipes.cotraining_losses = original
+        cotraining.cotraining_losses = original
 
 
 def drawn(case: dict[str, Any]) -> Draws:

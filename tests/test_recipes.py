@@ -14,7 +14,9 @@ from beco.artifacts.pseudolabels import UNCERTAIN
 from beco.config import Training
 from beco.stage2 import recipes
 from beco.stage2.boundaries import Supervision
-from beco.stage2.recipes import RecipeTask, cotraining_losses
+from beco.stage2.recipes import beco as beco_recipe
+from beco.stage2.recipes.base import Recipe
+from beco.stage2.recipes.cotraining import cotraining_losses
 from beco.training.augment import unit_range
 from beco.training.sampling import Draws
 
@@ -28,7 +30,7 @@ def draws_for(batch: dict[str, Tensor], seed: int = 0) -> Draws:
     return Draws(seed, size, list(range(size)), torch.device("cpu"))
 
 
-def run(task: RecipeTask, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
+def run(task: Recipe, batch: dict[str, Tensor], step: int, steps: int) -> dict[str, Tensor]:
     """What the training loop does with a batch in one piece."""
     return task(batch | task.totals(batch), step, steps, draws_for(batch))
 
@@ -113,8 +115,8 @@ def test_means_over_the_pixels_that_a_term_applies_to() -> None:
 
 
 def test_warm_up_counts_shares_or_steps() -> None:
-    assert recipes.warmup_steps(Training(warmup=0.25), 80) == 20
-    assert recipes.warmup_steps(Training(warmup=0.25, warmup_steps=7), 80) == 7
+    assert beco_recipe.warmup_steps(Training(warmup=0.25), 80) == 20
+    assert beco_recipe.warmup_steps(Training(warmup=0.25, warmup_steps=7), 80) == 7
 
 
 def test_the_peers_decision_carries_no_gradient() -> None:
@@ -155,11 +157,11 @@ class Stub(nn.Module):
         return images[:, :1] * self.slopes - self.offsets
 
 
-def stub_task(recipe: str, **settings: Any) -> tuple[RecipeTask, list[Stub]]:
+def stub_task(recipe: str, **settings: Any) -> tuple[Recipe, list[Stub]]:
     chosen = Training.model_validate({"colour": "none", "warmup": 0.25, **settings})
     # classes by brightness; the first changes at 1/3 and 3/5, the mean of both at 1/3 and 3/4
     networks = [Stub([0.0, 6, 16], [0.0, 2, 8]), Stub([1.0, 10, 8], [0.0, 3, 3])][: 1 if recipe == "single" else 2]
-    return RecipeTask(networks, recipe, chosen, 2), networks  # type: ignore[arg-type]
+    return recipes.make(recipe, networks, chosen, 2), networks  # type: ignore[arg-type]
 
 
 def some_batch(size: int = 4) -> dict[str, Tensor]:
@@ -177,8 +179,8 @@ def some_batch(size: int = 4) -> dict[str, Tensor]:
 def mixed_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments that `mix` gets, while it works as ever."""
     seen: list[tuple[Any, ...]] = []
-    original = recipes.mix
-    monkeypatch.setattr(recipes, "mix", lambda *given: (seen.append(given), original(*given))[1])
+    original = beco_recipe.mix
+    monkeypatch.setattr(beco_recipe, "mix", lambda *given: (seen.append(given), original(*given))[1])
     return seen
 
 
@@ -234,7 +236,7 @@ def test_after_warm_up_both_networks_decide_together_on_clean_pictures(mixed_wit
 
 def test_the_online_pass_leaves_batch_statistics_alone() -> None:
     task, networks = stub_task("beco")
-    task._online(torch.rand(4, 3, 6, 6))
+    task.online(torch.rand(4, 3, 6, 6))
     for network in networks:
         assert not network.norm.running_mean.any() and (network.norm.running_var == 1).all()
         assert network.training

@@ -23,8 +23,9 @@ from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.segmenter import Segmenter
 from beco.stage2 import predict as prediction
+from beco.stage2 import recipes
 from beco.stage2 import train as training
-from beco.stage2.recipes import RecipeTask
+from beco.stage2.recipes.base import Recipe
 from beco.training import augment
 from beco.training.augment import LabelledPictures
 from beco.training.checkpoint import State
@@ -39,7 +40,7 @@ NETWORK = Network.model_validate({**SMALL, "atrous_rates": [1, 2, 3]})
 
 def test_parameters_are_the_encoders_or_the_decoders() -> None:
     networks = [Segmenter(NETWORK, 3) for _ in range(2)]
-    (encoder, first), (decoder, second) = RecipeTask(networks, "beco", Training(), 3).parameter_groups()
+    (encoder, first), (decoder, second) = recipes.make("beco", networks, Training(), 3).parameter_groups()
     assert (first, second) == (False, True)
     assert sorted(map(id, encoder + decoder)) == sorted(id(p) for n in networks for p in n.parameters())
     assert {id(p) for n in networks for p in n.backbone.parameters()} == set(map(id, encoder))
@@ -62,7 +63,7 @@ def started(
     """The networks as `train` hands them to the training loop, which is left out."""
     kept: list[dict[str, Tensor]] = []
 
-    def fit(task: RecipeTask, *_: Any) -> State:
+    def fit(task: Recipe, *_: Any) -> State:
         kept.extend({key: value.clone() for key, value in n.state_dict().items()} for n in task.networks)
         return State(step=1)
 

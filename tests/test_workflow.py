@@ -15,6 +15,7 @@ from beco.datasets.palette import read_index_png
 pytestmark = pytest.mark.road
 
 STAGE_TWO = {"train_segmenter": 2, "predict": 2, "evaluate": 2, "tabulate": 1, "report": 1}
+ONE_RUN = {"train_segmenter": 1, "predict": 1, "evaluate": 1, "tabulate": 1, "report": 1}  # beco, which builds on it
 FROM_CRF = {"make_labels": 2, "gather_labels": 1, "evaluate_labels": 1, **STAGE_TWO}
 FROM_CLASSIFIER = {
     "train_classifier": 1,
@@ -119,7 +120,7 @@ def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
             "1e-11",
             FROM_CRF | {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2},
         ),
-        ("stage2/recipes.py", "first.max(1)", "first.min(1)", STAGE_TWO),
+        ("stage2/recipes/cotraining.py", "first.max(1)", "first.min(1)", ONE_RUN),
         ("stage1/localisers/classifier.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
         ("evaluation/report/report.py", '"""Write the report as one HTML file.', '1\n    """', {"report": 1}),
     ],

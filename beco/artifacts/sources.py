@@ -14,17 +14,21 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from beco.schema.slots import SLOTS
+
 PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("beco.config", "beco.schema", "beco.errors", "beco.artifacts.text")  # the last: text in UTF-8, or a refusal
 
 
-def stage_hash(module: str, *extra: str) -> str:
-    """Hash of `module` (dotted, inside beco), its imports inside beco, and `extra` files relative to the package."""
+def stage_hash(*parts: str) -> str:
+    """Hash of modules (dotted, such as `beco.stage2.train`), their imports inside beco, and files of the package."""
     digest = hashlib.sha256()
-    for name in sorted(_closure(module)):
+    modules = [part for part in parts if part.startswith(f"{PACKAGE.name}.")]
+    for name in sorted(set().union(*(_closure(module) for module in modules))):
         digest.update(f"{name}\n{_code(name)}\n".encode())
-    for file in extra:
-        digest.update((PACKAGE / file).read_bytes())
+    for file in parts:
+        if file not in modules:
+            digest.update((PACKAGE / file).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -58,6 +62,9 @@ def _file(module: str) -> Path | None:
     if parts[0] != PACKAGE.name:
         return None
     path = PACKAGE.joinpath(*parts[1:])
+    for slot in SLOTS:  # a method may lie in a folder of the user's own
+        if module.startswith(f"{slot.package}.") and parts[-1] in slot.files():
+            return slot.files()[parts[-1]]
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate

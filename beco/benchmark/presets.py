@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 
 from beco.config import Network, Section, Training, merge, read_settings, validate
 from beco.errors import UserError
-from beco.stage2.recipes import Recipe
+from beco.schema.slots import RECIPES
 
 Preset = Literal["demo", "paper"]
 S = TypeVar("S", bound=Section)
@@ -39,7 +39,7 @@ class Setting:
 
     network: Network
     training: Training
-    recipe: Recipe
+    recipe: str
     classes: int
 
 
@@ -53,8 +53,7 @@ def setting(
     """
     if preset not in get_args(Preset):
         raise UserError(f"--preset: no preset `{preset}`; known: {', '.join(get_args(Preset))}")
-    if recipe not in get_args(Recipe):
-        raise UserError(f"--recipe: no recipe `{recipe}`; known: {', '.join(get_args(Recipe))}")
+    RECIPES.given(recipe, "--recipe")
     over: dict[str, Any] = {}
     if preset == "paper" and device == "cpu":
         over = {"schedule": {"accumulate": CPU_PARTS}}
@@ -64,7 +63,7 @@ def setting(
     return Setting(
         chosen.model_copy(update={"encoder": encoder}),
         _laid_over(Training, base, settings, "--settings"),
-        recipe,  # type: ignore[arg-type]
+        recipe,
         classes or CLASSES[preset],  # type: ignore[index]
     )
 

@@ -20,9 +20,10 @@ from beco.benchmark.presets import Setting
 from beco.benchmark.process import peak
 from beco.datasets.manifest import IGNORE
 from beco.networks.segmenter import Segmenter, build
+from beco.schema.slots import RECIPES
 from beco.stage2 import recipes
-from beco.stage2.boundaries import Opinion, Supervision, mix
-from beco.stage2.recipes import RecipeTask
+from beco.stage2.boundaries import Opinion
+from beco.stage2.recipes.base import Recipe
 from beco.training import engine
 from beco.training.augment import unit_range
 from beco.training.checkpoint import State
@@ -41,7 +42,7 @@ class Bench:
     """A training that is ready to run: what the engine's `fit` makes before its loop, and one resident batch."""
 
     fabric: Fabric
-    task: RecipeTask
+    task: Recipe
     module: Any
     optimiser: Any
     setting: Setting
@@ -53,9 +54,7 @@ class Bench:
     @property
     def online(self) -> bool:
         """Whether the recipe asks the networks for labels, so that bare passes include that."""
-        settings = self.setting.training
-        warm = recipes.warmup_steps(settings, STEPS)
-        return self.setting.recipe == "beco" and settings.mix.labels == "online" and warm < STEPS
+        return self.task.online_steps(self.setting.training, STEPS) > 0
 
     def passes(self) -> None:
         """Forward and backward passes of one step, by the engine's own function; gradients stay."""
@@ -93,11 +92,11 @@ def prepare(setting: Setting, compute: Compute, batch: dict[str, Tensor] | None 
     fabric = engine.launch(compute, schedule)
     torch.manual_seed(SEED)
     networks: list[Segmenter] = []
-    for _ in range(1 if setting.recipe == "single" else 2):
+    for _ in range(RECIPES.fact(setting.recipe, "NETWORKS")):
         networks.append(build(setting.network, setting.classes))
         if compute.compile:
             networks[-1].compile()
-    task = RecipeTask(networks, setting.recipe, setting.training, setting.classes)
+    task = recipes.make(setting.recipe, networks, setting.training, setting.classes)
     optimiser = engine.make_optimiser(task, setting.training.optimiser)
     module, optimiser = fabric.setup(engine.prepared(task, fabric), optimiser)
     module.train()
@@ -212,55 +211,23 @@ def breakdown(bench: Bench, rounds: int) -> dict[str, float]:
 
 def _pieces(bench: Bench) -> dict[str, Task]:
     """The step's own work on one part, piece by piece."""
-    size, settings, task = len(bench.parts[0]), bench.setting.training, bench.task
+    size, task = len(bench.parts[0]), bench.task
     images, label = _resident(bench)[0]
-    whole, reliable = bench.batch["image"][:size], bench.batch["reliable"][:size]
+    part = {key: value[:size] for key, value in bench.batch.items()}
     with bench.fabric.autocast():
         logits = [one.float() for one in bare.evaluated(task.networks, images)]
     leaves = [one.clone().requires_grad_() for one in logits]
-    nothing = torch.zeros_like(reliable)
-    target = Supervision(images, label, reliable, nothing, nothing)
-    pieces: dict[str, Task] = {
-        "conversion": lambda: (unit_range(whole), bench.batch["label"][:size].long()),
-    }
-    if bench.online:
-        pieces["online_labels"] = lambda: _decided(logits, settings.mix.online_threshold)
-    if bench.setting.recipe == "beco":
-        target = _mixed(bench, images, label, reliable)
-        pieces["mixing"] = lambda: _mixed(bench, images, label, reliable)
+    plain = Recipe.target(task, images, Opinion(label, part["reliable"]), 0, 1, _draws(bench))
+    pieces: dict[str, Task] = {"conversion": lambda: (unit_range(part["image"]), part["label"].long())}
+    pieces |= task.pieces(part, plain, logits, lambda: _draws(bench))
     if task.colour is not None:
-        coloured, colour = target.images, task.colour
-        pieces["colour"] = lambda: colour(coloured, _draws(bench)).contiguous(memory_format=torch.channels_last)
-    if bench.setting.recipe != "single":
-        pieces["loss"] = lambda: torch.autograd.grad(
-            recipes.cotraining_losses(leaves[0], leaves[1], target, settings, settings.peer_weight)["loss"], leaves
-        )
+        colour = task.colour
+        pieces["colour"] = lambda: colour(images, _draws(bench)).contiguous(memory_format=torch.channels_last)
     pieces["cross_entropy"] = lambda: torch.autograd.grad(
         torch.stack([F.cross_entropy(leaf, label, ignore_index=IGNORE) for leaf in leaves]).sum(), leaves
     )
     pieces["optimiser"] = _optimiser_alone(bench)
     return pieces
-
-
-@torch.no_grad()
-def _decided(logits: list[Tensor], threshold: float) -> object:
-    return recipes.online_labels(logits, threshold)
-
-
-def _mixed(bench: Bench, images: Tensor, label: Tensor, reliable: Tensor) -> Supervision:
-    settings = bench.setting.training.mix
-    given = Opinion(label, reliable)
-    return mix(
-        images.contiguous(),
-        given,
-        given,
-        reliable,
-        bench.setting.classes,
-        settings.probability,
-        settings.ignore_background,
-        settings.band_width,
-        _draws(bench),
-    )
 
 
 def _draws(bench: Bench) -> Draws:

@@ -22,7 +22,6 @@ from beco.cli.options import (
     Workers,
     app,
 )
-from beco.errors import UserError
 
 
 @app.command()
@@ -49,11 +48,11 @@ def train(
     """Train segmentation networks on pseudo-labels."""
     from beco.config import Network, Training, read_settings
     from beco.datasets import manifest as manifests
+    from beco.schema.slots import RECIPES
     from beco.stage2 import train as stage
     from beco.training.engine import Compute
 
-    if recipe not in ("single", "cotraining", "beco"):
-        raise UserError(f"--recipe: no recipe `{recipe}`; known: single, cotraining, beco")
+    RECIPES.given(recipe, "--recipe")
     stage.train(
         manifests.read(manifest, root),
         split,
@@ -62,7 +61,7 @@ def train(
         classifier,
         read_settings(Network, network, "--network"),
         read_settings(Training, settings),
-        recipe,  # type: ignore[arg-type]
+        recipe,
         seed,
         Compute(device, threads, workers, devices, nodes, compile),
         output,

@@ -12,9 +12,9 @@ from beco.config import Config, Experiment, Labels
 from beco.plan import networks, room
 from beco.plan.networks import Spec
 from beco.plan.pictures import Pictures
+from beco.schema.slots import RECIPES
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.refine.irn_pairs import offsets
-from beco.stage2.recipes import warmup_steps
 from beco.training.engine import total_steps
 
 Size = tuple[int, int]
@@ -289,13 +289,13 @@ def _run(config: Config, pictures: Pictures, experiment: Experiment, run: str) -
     compute, settings = config.compute, experiment.training
     network = config.networks[experiment.network]
     spec = networks.segmenter(network, pictures.classes)
-    many = 1 if experiment.recipe == "single" else 2
+    many = RECIPES.fact(experiment.recipe, "NETWORKS")
     size, batch, accumulate = settings.crop.size, settings.schedule.batch_size, settings.schedule.accumulate
     steps = total_steps(settings.schedule, pictures.train)
     setting = Setting(network, settings, experiment.recipe, pictures.classes)
     forward = networks.forward(spec, size, size)
-    online = experiment.recipe == "beco" and settings.mix.labels == "online"
-    warm = min(warmup_steps(settings, steps), steps) if online else 0
+    online = RECIPES.entry(experiment.recipe).online_steps(settings, steps)
+    warm = steps - online
     each = batch * many * networks.step(spec, size)
     asked = batch * many * forward if online else 0
     work = [

@@ -9,6 +9,7 @@ from beco.config import Config, Optimiser, Schedule
 from beco.errors import UserError
 from beco.plan import networks
 from beco.plan.networks import FLOAT, Spec
+from beco.schema.slots import RECIPES
 
 GIB = 2**30
 PROCESS = 2 * GIB
@@ -41,7 +42,7 @@ def largest_training(config: Config, classes: int) -> int:
         settings = experiment.training
         batch = settings.schedule.batch_size // settings.schedule.accumulate
         spec = networks.segmenter(config.networks[experiment.network], classes)
-        many = 1 if experiment.recipe == "single" else 2
+        many = RECIPES.fact(experiment.recipe, "NETWORKS")
         with suppress(UserError):
             most = max(most, training(spec, settings.crop.size, batch, settings.schedule, settings.optimiser, many))
     return most
@@ -107,7 +108,7 @@ def disk(config: Config, sums: Sums, classes: int) -> int:
     trained = [networks.classifier(config.classifier, classes)]
     for experiment, _ in runs:
         network = networks.segmenter(config.networks[experiment.network], classes)
-        trained += [network] * (1 if experiment.recipe == "single" else 2)
+        trained += [network] * (RECIPES.fact(experiment.recipe, "NETWORKS"))
     held = 0
     for spec in trained:
         with suppress(UserError):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from beco.schema.base import Count, Fraction, Name, Place, Section, braced, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
+from beco.schema.slots import RECIPES
 from beco.schema.stage1 import Cam, Classifier, Labels
 from beco.schema.stage2 import Prediction, Training
 
@@ -19,7 +20,9 @@ class Experiment(Section):
 
     labels: str = Field("crf", description="a name under `labels`, or `truth` for the training masks")
     network: str = Field("default", description="a name under `networks`")
-    recipe: Literal["single", "cotraining", "beco"] = Field(description="how stage two learns")
+    recipe: Annotated[str, AfterValidator(RECIPES.check)] = Field(
+        description="how stage two learns", json_schema_extra={"enum": list(RECIPES.files())}
+    )
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="one training per seed")
     training: Training = Field(default_factory=Training, description="what differs from the common `training`")
     published: str | None = Field(
@@ -182,10 +185,11 @@ class Config(Section):
 
     def _protocol(self, experiment: Experiment) -> dict[str, bool]:
         """What holds of how an experiment is measured, in the words of `beco/schema/published.csv`."""
-        one = experiment.recipe == "single" or self.prediction.networks == "first"
+        alone = RECIPES.fact(experiment.recipe, "NETWORKS") == 1
+        one = alone or self.prediction.networks == "first"
         return {
             "two networks": not one,
-            "one of the two networks": one and experiment.recipe != "single",
+            "one of the two networks": one and not alone,
             "no CRF": self.prediction.crf is None,
             "squeezed to 512×512": self.prediction.squeeze == 512,
             "scored at own size": self.prediction.scored_side is None,

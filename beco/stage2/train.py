@@ -18,7 +18,8 @@ from beco.datasets.manifest import Manifest, check_meaning
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.segmenter import Segmenter, build
-from beco.stage2.recipes import Recipe, RecipeTask
+from beco.schema.slots import RECIPES
+from beco.stage2 import recipes
 from beco.stage2.validate import Validator
 from beco.training.augment import LabelledPictures
 from beco.training.engine import Compute, choose_device, describe, fit
@@ -33,7 +34,7 @@ def train(
     classifier: Path | None,
     network: Network,
     settings: Training,
-    recipe: Recipe,
+    recipe: str,
     seed: int,
     compute: Compute,
     output: Path,
@@ -48,10 +49,10 @@ def train(
     reader = _checked_labels(pictures, labels)
     if classifier is not None and network.encoder.weights == "classifier":
         encoders.load_network(classifier, "classifier", manifest.classes)  # before anything is built
-    if recipe != "single" and settings.schedule.batch_size % 2:
+    if RECIPES.fact(recipe, "PAIRS") and settings.schedule.batch_size % 2:
         raise UserError("training.schedule.batch_size: pairs are mixed, so it must be even")
     networks = []
-    for number in range(1 if recipe == "single" else 2):
+    for number in range(RECIPES.fact(recipe, "NETWORKS")):
         torch.manual_seed(mixed_seed(seed, number, 5))
         networks.append(build(network, len(manifest.classes), classifier))
         if compute.compile:
@@ -77,7 +78,7 @@ def train(
         identity["validation"] = validator.pictures.table.to_csv()
     rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
     state = fit(
-        RecipeTask(networks, recipe, settings, len(manifest.classes)),
+        recipes.make(recipe, networks, settings, len(manifest.classes)),
         LabelledPictures(pictures, reader, *rule, mean=network.encoder.mean),
         settings.schedule,
         settings.optimiser,
@@ -105,7 +106,7 @@ def train(
             "seconds": round(state.seconds, 1),
             "device": describe(choose_device(compute.device)),
             "commit": commit(),
-            "code": stage_hash("beco.stage2.train"),
+            "code": stage_hash("beco.stage2.train", RECIPES.module(recipe)),
             "torch": torch.__version__,
         },
     )

@@ -13,7 +13,7 @@ from beco.datasets.manifest import IGNORE, Manifest
 from beco.errors import UserError
 from beco.networks.encoders import save_network
 from beco.networks.segmenter import Segmenter
-from beco.stage2.recipes import online_labels
+from beco.stage2.recipes.base import online_labels
 from beco.training.batches import size_batches
 from beco.training.checkpoint import State
 from beco.training.crops import resized_label

@@ -12,6 +12,7 @@ from beco.artifacts.files import hold
 from beco.interpreter import settle
 from beco.project.preflight import preflight
 from beco.artifacts.sources import stage_hash
+from beco.schema.slots import RECIPES
 
 settle()
 
@@ -183,6 +184,12 @@ def experiment_of(wildcards):
 def network_of(wildcards):
     """The network settings of the experiment that a path belongs to."""
     return CONFIG.networks[experiment_of(wildcards).network]
+
+
+def training_code(wildcards):
+    """What a training depends on in our code: its recipe's, and no other's."""
+    recipe = RECIPES.module(experiment_of(wildcards).recipe)
+    return stage_hash("beco.stage2.train", recipe)
 
 
 def run_folder(name, seed):

@@ -34,7 +34,7 @@ rule train_segmenter:
         inputs=label_and_weight_options,
         folder=subpath(output.networks, parent=True),
         watched=watched_in_training,
-        code=stage_hash("beco.stage2.train"),
+        code=training_code,
     message:
         "Training `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:

@@ -32,6 +32,7 @@ from beco.evaluation.scores.quality import not_as_asked
 from beco.evaluation.tables import comparisons, label_tables, tables
 from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, MEAN_NOTE, over_pictures
 from beco.evaluation.tables.tables import LabelSource, Run, mean_std, percent
+from beco.schema.slots import RECIPES
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
 SCORES = ["metrics.json", "per_class.csv", "per_image.csv", "per_image_class.csv"]
@@ -185,13 +186,19 @@ def _best(recipes: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _compared(runs: list[Run], best: dict[str, Any] | None) -> tuple[Run, Run] | None:
-    """First seeds of the best experiment and of `single` on the same labels; None if there is no such pair."""
+    """First seeds of the best experiment and of one network's on the same labels; None if there is no such pair."""
     first = {run.experiment: run for run in reversed(runs)}
     if best is None:
         return None
     better = first[best["experiment"]]
-    plain = [run for run in first.values() if run.labels == better.labels and run.training().get("recipe") == "single"]
+    plain = [run for run in first.values() if run.labels == better.labels and _is_plain(run)]
     return None if not plain or better in plain else (better, plain[-1])
+
+
+def _is_plain(run: Run) -> bool:
+    """Whether a run is one network that learns from the labels as they are."""
+    recipe = run.training().get("recipe")
+    return recipe is not None and RECIPES.fact(recipe, "NETWORKS") == 1
 
 
 def _best_on(recipes: pd.DataFrame, labels: str) -> dict[str, Any] | None:

@@ -39,12 +39,8 @@ from beco.evaluation.tables.tables import (
     spread,
 )
 from beco.schema.published import figures as published_figures
+from beco.schema.slots import RECIPES
 
-UNUSED = {
-    "single": ("training.reliable", "training.warmup", "training.loss_mean", "training.peer", "training.mix"),
-    "cotraining": ("training.warmup", "training.mix"),
-}
-"""Settings that are recorded with every run and that a recipe does not look at."""
 ENDS = ("", "_low", "_high", "_pictures_low", "_pictures_high")
 GAINS = ["over", *(f"gain_{name}{end}" for name in RUN_NUMBERS for end in ENDS)]
 
@@ -177,7 +173,7 @@ def setting(run: Run, label_folders: Mapping[str, Path], path: str) -> Any:
             found = store.attributes.get("labels", {})
     elif part != "labels":
         found = run.training().get({"training": "settings"}.get(part, part))
-    if path.startswith(UNUSED.get(str(run.training().get("recipe")), ())):
+    if path.startswith(RECIPES.fact(str(run.training().get("recipe")), "UNUSED")):
         return None
     for key in keys:
         if part == "labels" and (found is None or key not in found):

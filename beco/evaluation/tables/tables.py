@@ -16,6 +16,7 @@ import pandas as pd
 from beco.artifacts.files import read_json, unreadable
 from beco.errors import UserError
 from beco.schema.published import figures
+from beco.schema.slots import RECIPES
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def run_protocol(run: Run) -> str:
     """How the numbers of a run came about: its inference, and which of its epochs was measured."""
     protocol, training = run.metrics().get("protocol", {}), run.training()
     if "recipe" in training and protocol.get("networks") == "all":
-        protocol = {**protocol, "networks": 1 if training["recipe"] == "single" else 2}
+        protocol = {**protocol, "networks": RECIPES.fact(training["recipe"], "NETWORKS")}
     return protocol_text(protocol, training.get("settings", {}).get("choose"))
 
 
