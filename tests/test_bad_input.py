@@ -81,12 +81,12 @@ def drop_objects(data: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (remove_picture, ["train_00001.jpg"]),
+        (remove_picture, ["train_00001.jpg", "no such picture"]),
         (truncate_picture, ["train_00001.jpg", "truncated"]),
         (shrink_mask, ["val_00001.png", "32"]),
         (misname_object, [".xml", "hount", "hound"]),
-        (empty_split, ["val.txt", "empty"]),
-        (drop_objects, ["train_00002.xml"]),
+        (empty_split, ["val.txt", "names no pictures"]),
+        (drop_objects, ["train_00002.xml", "names no object"]),
     ],
 )
 def test_broken_datasets(data: Path, tmp_path: Path, harm, words: list[str]) -> None:  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ from beco.config import Optimiser, Schedule, Shapes
 from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks.encoders import load_network
+from beco.training import distributed
 from beco.training.engine import Compute, fit, launch
 from beco.training.sampling import Draws, StepSampler, part_slots
 
@@ -166,3 +167,14 @@ def test_torchrun_starts_the_same_training(dataset: Path, tmp_path: Path, by_two
     before = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2")
     train(dataset, tmp_path, "beco", "--devices", "2", before=before)
     assert_same(tmp_path, by_two, 1e-6)
+
+
+def test_synchronised_statistics_of_equal_values_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the mean of squares can fall below the square of the mean."""
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "all_reduce", lambda moments: moments)
+    layer = torch.nn.BatchNorm2d(64, eps=1e-12).train()
+    images = torch.linspace(1_000, 9_000, 64).view(1, 64, 1, 1).expand(7, 64, 9, 9)
+    square = images.square().mean((0, 2, 3)) - images.mean((0, 2, 3)).square()
+    assert square.min() < 0  # or the case tells nothing
+    assert distributed._normalised(layer, images).isfinite().all() and layer.running_var.min() >= 0

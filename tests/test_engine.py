@@ -29,7 +29,7 @@ from beco.config import Optimiser, Schedule
 from beco.errors import UserError
 from beco.training import engine
 from beco.training.checkpoint import State
-from beco.training.engine import Compute, fit, poly_lr, total_steps
+from beco.training.engine import Compute, choose_device, fit, poly_lr, total_steps
 from beco.training.sampling import Draws, StepSampler, mixed_seed
 
 PICTURES, BATCH, STEPS = 10, 3, 11  # three steps an epoch, one picture left over; the last epoch is cut short
@@ -399,3 +399,20 @@ def test_divergence_before_the_first_checkpoint_promises_none(tmp_path: Path) ->
     message = diverge(tmp_path, 0)
     assert "not finite by step 3" in message and not (tmp_path / "checkpoint.pt").exists()
     assert "checkpoint.pt" not in message
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:0", "mps", ""])
+def test_a_device_of_another_name(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device: no device `{name}`; known: auto, cpu, cuda"):
+        choose_device(name)
+
+
+def test_every_stage_multiplies_alike_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert choose_device("cpu").type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+        assert choose_device("auto").type == "cuda" and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

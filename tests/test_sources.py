@@ -245,3 +245,12 @@ def test_hashes_of_files_and_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         file_hash(tmp_path / "none")
     assert text_hash({"a": 1, "b": [2]}) == text_hash({"b": [2], "a": 1}) != text_hash({"a": 1, "b": [3]})
+
+
+def test_files_that_are_no_python_count_by_folder() -> None:
+    found = sources.data_files("evaluation/report")
+    assert {"evaluation/report/report.html.j2", "evaluation/report/page/style.css"} <= set(found)
+    assert not any(name.endswith((".py", ".pyc")) for name in found)
+    assert sources.stage_hash("beco.evaluation.report.report", *found) != sources.stage_hash(
+        "beco.evaluation.report.report", *found[1:]
+    )

@@ -32,6 +32,12 @@ def stage_hash(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def data_files(folder: str) -> list[str]:
+    """The files below a folder of the package that are no Python, such as templates, as `stage_hash` takes them."""
+    found = (path for path in (PACKAGE / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in found)
+
+
 def commit() -> str | None:
     """The commit of this package's checkout, with `+` if tracked files differ from it; None outside of git."""
     git = ["git", "-C", str(PACKAGE)]

@@ -1,6 +1,6 @@
 """What the numbers are: metrics, tables, figures and the report, made from files alone.
 
-`metrics` counts pixels, `evaluate` runs it over a split and writes `metrics.json` with its two CSV files,
-`tables` joins those of many runs, `figures`, `curves`, `gallery` and `layers` draw, `report` binds all of it into one
-HTML file, whose parts, style and scripts lie in `page/`. Nothing here imports torch.
+`scores` counts pixels and writes `metrics.json` with its CSV files, `tables` joins those of many runs, `report` draws
+figures and galleries and binds all of it into one HTML file. Scoring, tables and report start without torch; the
+sweep of background scores makes labels, for which it loads stage one.
 """

@@ -16,6 +16,14 @@ from torch.nn import functional as F
 from beco.config import Network
 from beco.errors import UserError
 
+RATES = {"deeplabv2": (6, 12, 18, 24), "deeplabv3plus": (6, 12, 18)}
+"""Dilations of the branches as published, at output stride 16 (deeplabv3plus) and 8 (deeplabv2)."""
+
+
+def rates_of(settings: Network) -> tuple[int, ...]:
+    """Dilations of the branches that look at the deepest map: those asked for, or the architecture's own."""
+    return settings.atrous_rates or RATES[settings.architecture]
+
 
 def create_head(settings: Network, channels: Sequence[int], strides: Sequence[int], outputs: int) -> nn.Module:
     """The decoder that `settings.architecture` names: list of maps (B, C_i, h_i, w_i) -> logits (B, outputs, h, w).
@@ -24,7 +32,7 @@ def create_head(settings: Network, channels: Sequence[int], strides: Sequence[in
     map (deeplabv2) or stride 4. UserError if the backbone has no maps at the strides that the decoder wants.
     """
     if settings.architecture == "deeplabv2":
-        return DeepLabV2(channels[-1], settings.rates, outputs)
+        return DeepLabV2(channels[-1], rates_of(settings), outputs)
     if settings.architecture == "deeplabv3plus":
         (early,) = _levels(settings, strides, [4])
         return DeepLabV3Plus(settings, early, channels[early], channels[-1], outputs)
@@ -118,7 +126,7 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         width, narrow = settings.decoder_channels, settings.low_level_channels
         self.early = early
-        self.aspp = SeparableASPP(deep_channels, width, settings.rates, settings.dropout)
+        self.aspp = SeparableASPP(deep_channels, width, rates_of(settings), settings.dropout)
         self.low_level = convolution(early_channels, narrow)
         first = separable(width + narrow, width)
         self.fuse = nn.Sequential(first, *(separable(width, width) for _ in range(settings.decoder_convolutions - 1)))

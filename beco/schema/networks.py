@@ -59,11 +59,6 @@ class Network(Section):
     )
     dropout: Fraction = Field(0.1, description="dropout after ASPP, or before the classifier (segformer)")
 
-    @property
-    def rates(self) -> tuple[int, ...]:
-        """Dilations of the ASPP branches, the architecture's own by default."""
-        return self.atrous_rates or ((6, 12, 18, 24) if self.architecture == "deeplabv2" else (6, 12, 18))
-
     @model_validator(mode="after")
     def _segformer_keeps_its_stride(self) -> Network:
         if self.architecture == "segformer" and (self.output_stride != 32 or self.multi_grid):

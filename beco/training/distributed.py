@@ -45,7 +45,7 @@ def _normalised(layer: Any, images: Tensor) -> Tensor:
     values = images.float()
     moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
     mean, square = all_reduce(moments) / world
-    variance = square - mean.square()
+    variance = (square - mean.square()).clamp(min=0)  # float32 can make it negative where all values are alike
     with torch.no_grad():
         count = world * values.numel() / values.shape[1]
         layer.num_batches_tracked.add_(1)

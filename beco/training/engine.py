@@ -74,11 +74,19 @@ def poly_lr(step: int, steps: int, optimiser: Optimiser) -> float:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a torch device."""
+    """`auto`, `cpu` or `cuda` as a torch device; UserError for another name, or without a GPU.
+
+    On a GPU products of float32 matrices are rounded alike in every stage, so that a network is validated in training
+    as it predicts later.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device: no device `{name}`; known: auto, cpu, cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("compute.device: cuda asked for, but torch sees no GPU; set it to auto or cpu")
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("compute.device: cuda asked for, but torch sees no GPU; set it to auto or cpu")
+        torch.set_float32_matmul_precision("high")
     return torch.device(name)
 
 

@@ -11,7 +11,7 @@ from beco.errors import UserError
 from beco.artifacts.files import hold
 from beco.interpreter import settle
 from beco.project.preflight import preflight
-from beco.artifacts.sources import stage_hash
+from beco.artifacts.sources import data_files, stage_hash
 from beco.schema.slots import RECIPES
 
 settle()
@@ -77,19 +77,7 @@ ENVIRONMENT = "../../envs/beco.yaml"
 # folder: what is in it has tokens).
 CACHED = "SNAKEMAKE_OUTPUT_CACHE" in os.environ
 # What the report is made with besides its code, relative to the package.
-REPORT_PARTS = [
-    "parts.html.j2",
-    "comparisons.html.j2",
-    "gallery.html.j2",
-    "style.css",
-    "tables.js",
-    "gallery.js",
-]
-REPORT_FILES = [
-    "evaluation/report/report.html.j2",
-    *(f"evaluation/report/page/{name}" for name in REPORT_PARTS),
-    "schema/published.csv",
-]
+REPORT_FILES = [*data_files("evaluation/report"), "schema/published.csv"]
 
 
 container: "beco.sif"  # with --sdm apptainer; made from envs/beco.def
