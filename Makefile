@@ -32,7 +32,7 @@ docs: $(BIN)/.installed-dev      ## the documentation, to site/index.html; fetch
 	echo "Look at site/index.html; its search wants a server (python -m http.server --directory site)"
 
 nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments and Slurm's time limit, an hour; KILLS=100 for more
-	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/test_kills.py tests/test_slurm.py
+	BECO_KILLS=$(or $(KILLS),24) pytest -s tests/workflow/test_kills.py tests/workflow/test_slurm.py
 
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock" pyproject.toml

@@ -15,7 +15,7 @@ import timm
 import torch
 import typer
 import yaml
-from conftest import Checkout
+from conftest import ROOT, Checkout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -318,7 +318,7 @@ def test_a_batch_larger_than_the_folder(own: Path, capsys: pytest.CaptureFixture
 
 def test_check_of_other_formats_and_wrong_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(typer.Exit) as stopped:
-        cli.check(settings=(Path(__file__).parent / "tiny.yaml").read_text())
+        cli.check(settings=(ROOT / "tests" / "tiny.yaml").read_text())
     assert stopped.value.exit_code == 0 and "24 + 10 pictures of 64 px" in capsys.readouterr().out
     (tmp_path / "wrong.yaml").write_text("datset: {}\n")
     with pytest.raises(UserError, match="datset: unknown key; did you mean `dataset`"):

@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from configurations import changed, refusal
 from conftest import ROOT
-from results_for_tests import PROTOCOL, make_labels, make_manifest, make_run
-from test_config import changed, refusal
-from test_report import Page
-from test_tables import write_metrics
+from pages import Page
+from results_for_tests import PROTOCOL, make_labels, make_manifest, make_run, write_metrics
 from typer.testing import CliRunner
 
 from beco.artifacts.files import write_json

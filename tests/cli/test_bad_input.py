@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BIN
+from commands import assert_refused, beco
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,23 +31,8 @@ def data(drawn: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drawn, tmp_path / "data"))
 
 
-def beco(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "beco"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 def make_manifest(data: Path, output: Path, settings: str = "{format: shapes}") -> subprocess.CompletedProcess[str]:
     return beco("manifest", "--root", data, "--output", output, "--settings", settings)
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], *words: str, output: Path | None = None) -> None:
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("beco: ")]
-    assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
-    if output is not None:
-        assert not output.exists()
-        assert not [path for path in output.parent.iterdir() if ".tmp" in path.name]
 
 
 def remove_picture(data: Path) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 from conftest import BIN, ROOT
 from corpus_inputs import COMMANDS, SIZE, sound
 from PIL import Image
 from safetensors.torch import save_file
-from test_corpus import run
-from test_engine import assert_same_run, train
+from tiny_training import assert_same_run, train
 
 from beco.artifacts import files
 from beco.artifacts.files import hold, whole, write_json

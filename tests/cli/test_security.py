@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import run
 from conftest import BIN, ROOT, Checkout
 from corpus_inputs import COMMANDS, png_header, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_corpus import run
 
 from beco.config import parse_yaml
 from beco.datasets import manifest

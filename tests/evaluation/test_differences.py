@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from results_for_tests import make_labels, make_manifest, make_run
-from test_report import Page
-from test_tables import write_metrics
+from pages import Page
+from results_for_tests import make_labels, make_manifest, make_run, write_metrics
 
 from beco.evaluation.report.report import write_report
 from beco.evaluation.scores.differences import difference_table, interval

@@ -118,9 +118,9 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
         for name, one in zip(OPTIMISERS, signals, strict=True)
     ]
     plan.append((str(tmp_path / "two"), "adamw", 2, random.choice(SIGNALS), random.uniform(0, 0.25)))
-    code = "import json, sys; sys.path.insert(0, sys.argv[1]); import test_signals as t"
+    code = "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); import test_signals as t"
     code += "; t.disturbed(json.loads(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(plan)]
+    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(plan)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     for name, _, _, one, _ in plan:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from configurations import changed, refusal
 from PIL import Image
-from test_config import changed, refusal
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from configurations import changed, minimal, refusal
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,33 +29,6 @@ from beco.config import (
 from beco.errors import UserError
 
 SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "workflow" / "presets").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
-
-
-def minimal() -> dict[str, Any]:
-    """The least that is a configuration; each test breaks its own copy."""
-    return {
-        "labels": {"crf": {}},
-        "networks": {"default": {}},
-        "experiments": {"one": {"recipe": "beco"}},
-    }
-
-
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """The minimal configuration with one dotted key set."""
-    *sections, last = path.split(".")
-    config = section = minimal()
-    for name in sections:
-        section = section.setdefault(name, {})
-    section[last] = value
-    return config
-
-
-def refusal(values: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        validate_config(values)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- paths --------------------------------------------------------------------------------------------------

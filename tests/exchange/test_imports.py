@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import assert_refused, beco
 from foreign_labels import (
     CLASSES,
     EXPECTED,
@@ -29,7 +30,6 @@ from foreign_labels import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_bad_input import assert_refused, beco
 
 from beco.artifacts import store
 from beco.artifacts.pseudolabels import PseudoLabels

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 from corpus_inputs import CLASSES, SIZE, put, reads, sound
 from small_networks import TINY, network
-from test_corpus import run
 
 from beco.artifacts import pseudolabels
 from beco.artifacts.files import write_json

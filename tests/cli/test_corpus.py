@@ -5,24 +5,20 @@ BECO_WRITE_CORPUS=1 writes `corpus.md` anew, from what the commands say.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Checkout
+from commands import run
+from conftest import ROOT, Checkout
 from corpus import CASES, ELSEWHERE, Case
 from corpus_inputs import COMMANDS, jpeg, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beco.cli import main
-
-TABLE = Path(__file__).parent / "corpus.md"
+TABLE = ROOT / "tests" / "corpus.md"
 
 
 @dataclass(frozen=True)
@@ -37,22 +33,6 @@ class Outcome:
         said = self.error.splitlines()
         starts = [index for index, line in enumerate(said) if line.startswith("beco: ")]
         return [" ".join(said[at:]) if said[at].endswith(":") else said[at] for at in starts]
-
-
-def run(arguments: list[str]) -> tuple[int, str]:
-    """Exit status and standard error of `beco` in this process, as its console script would have them."""
-    before = sys.argv
-    error = io.StringIO()
-    sys.argv = ["beco", *arguments]
-    status = 0
-    try:
-        with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-            main()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    finally:
-        sys.argv = before
-    return status, error.getvalue()
 
 
 def outcome(case: Case, template: Path, folder: Path) -> Outcome:
@@ -152,8 +132,8 @@ def written(outcomes: dict[str, Outcome]) -> str:
         [
             "# What bad input gets",
             "",
-            "Written by `tests/test_corpus.py` (BECO_WRITE_CORPUS=1) from what the commands say: one line, exit status",
-            "1, nothing left behind. `accepted`: odd, but read as it should be.",
+            "Written by `tests/cli/test_corpus.py` (BECO_WRITE_CORPUS=1) from what the commands say: one line, exit",
+            "status 1, nothing left behind. `accepted`: odd, but read as it should be.",
             "",
             *rows,
             "",

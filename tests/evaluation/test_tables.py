@@ -16,6 +16,7 @@ from results_for_tests import (
     make_labels,
     make_manifest,
     make_run,
+    write_metrics,
 )
 
 from beco.artifacts.files import read_json, write_json
@@ -97,12 +98,6 @@ def test_a_split_without_masks_is_no_error(tmp_path: Path) -> None:
 
 
 # --- tables -------------------------------------------------------------------------------------------------
-
-
-def write_metrics(folder: Path, miou: float, boundary: float) -> None:
-    numbers = {"miou": miou, "boundary_iou": boundary, "pixel_accuracy": 0.9, "protocol": PROTOCOL}
-    write_json(folder / "metrics.json", numbers)
-    (folder / "per_class.csv").write_text(f"value,class,iou\n0,background,{miou}\n1,null,\n")
 
 
 def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from corpus_inputs import SETTINGS, SIZE, put, reads, sound
-from test_corpus import run
 
 from beco.cli import overwriting
 from beco.datasets.palette import write_index_png

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -156,7 +157,7 @@ def test_the_demo_is_what_the_configuration_says() -> None:
     """But for the labels of mixed pictures: measured is the published step, whose networks first look themselves."""
     import yaml
 
-    values = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text())
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
     config = validate_config(values)
     chosen = presets.setting("demo", None, None, "beco", None, "cpu")
     encoder = config.networks["default"].encoder.model_copy(update={"weights": None})
