@@ -108,7 +108,7 @@ def test_ranges_and_defaults_are_the_schemas() -> None:
     assert row("online_threshold", "number 0 to 1", "`0.95`")
     assert row("overlap", "`file`, `area`", "`file`")
     assert row("schedule", "[Schedule](#schedule)", "`{epochs: 80}`")
-    assert row("recipe", "`single`, `cotraining`, `beco`", "required")
+    assert row("recipe", "`beco`, `cotraining`, `single`", "required")
     assert row("encoders", "names, each with [Encoder](#encoder)", "`{}`")
 
 

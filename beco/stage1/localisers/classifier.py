@@ -191,7 +191,7 @@ def unscored(manifest: Manifest) -> str:
     if not unseen:
         return ""
     names = ", ".join(unseen[:MOST_NAMED]) + (f" and {len(unseen) - MOST_NAMED} more" * (len(unseen) > MOST_NAMED))
-    what = "no average precision" if any(counts) else "no average precision, nor has their mean"
+    what = "no average precision of theirs" if any(counts) else "no average precision at all"
     return f"no picture of {split} shows {names}: there will be {what}; add such pictures to it to have one"
 
 
