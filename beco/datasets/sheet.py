@@ -77,6 +77,7 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     sheet = Sheet(path, [], "split" in header, "|" if separator == ";" else ";")
     cells = [(line, dict(zip(header, values, strict=True))) for line, values in _whole_rows(sheet, header, lines[1:])]
     _check_header(sheet, header)
+    _take_out_bits(sheet, cells)
     if "labels" in header:
         _check_columns(sheet, header, [])
         present = _named(sheet, cells, classes)
@@ -130,6 +131,16 @@ def _check_header(sheet: Sheet, header: list[str]) -> None:
             sheet.wrong(1, "a column has no name; name it or remove it (pandas: to_csv(index=False))")
         elif count > 1:
             sheet.wrong(1, f"column `{name}` comes {count} times; keep one")
+
+
+def _take_out_bits(sheet: Sheet, cells: list[tuple[int, dict[str, str]]]) -> None:
+    """Note and empty a column `mask` that holds 0 and 1, as that of a class called so does."""
+    masks = {row.get("mask", "").strip() for _, row in cells} - {""}
+    if masks and masks <= VALUES.keys():
+        what = f"column `mask` holds {' and '.join(sorted(masks))}, but `mask` names a path"
+        sheet.wrong(1, f"{what}; rename the class, such as `masked`, if it is one, or write paths")
+        for _, row in cells:
+            row["mask"] = ""
 
 
 def _check_columns(sheet: Sheet, header: list[str], classes: list[str]) -> None:

@@ -243,3 +243,19 @@ def test_a_mask_of_another_case_is_named_unless_it_is_anothers(tmp_path: Path) -
     Image.new("L", (20, 12), 1).save(masks / "b.PNG", format="PNG")
     (line,) = refused(tmp_path, rows, masks=str(masks))
     assert "b.png: no such mask, but there is b.PNG; rename it to b.png" in line
+
+
+@pytest.mark.parametrize("name", ["mask", "image", "split", "image_id", "width"])
+@pytest.mark.parametrize("in_cells", [True, False], ids=["labels", "dataset.classes"])
+def test_a_class_that_is_called_as_a_column(tmp_path: Path, name: str, in_cells: bool) -> None:
+    """It is refused with whatever else is wrong, and with nothing that only follows from its name."""
+    rows = [["image", "labels"], *([f"{n}.png", text] for n, text in enumerate([name, "cat", f"cat;{name}", name]))]
+    said = refused(tmp_path, rows, **({} if in_cells else {"classes": ["cat", name]}))
+    assert len(said) == 1 and f"{name} is reserved; choose another name for the class" in said[0]
+
+
+@pytest.mark.parametrize("values", [["0", "1"], ["1.0", "0.0"], ["1", ""]])
+def test_a_column_mask_of_0_and_1_is_no_column_of_paths(tmp_path: Path, values: list[str]) -> None:
+    rows = [["image", "mask", "no_mask"], *([f"{n}.png", values[n % 2], str(n % 2)] for n in range(6))]
+    (line,) = refused(tmp_path, rows)
+    assert "line 1: column `mask` holds" in line and "`mask` names a path; rename the class" in line
