@@ -24,6 +24,9 @@ ORDER_SHOWN = 6
 FEWEST = 2
 """Contradictions of one class from which on they can be more than a slip."""
 
+OFTEN = 10
+"""Pictures of one class from which on some mask has to hold it."""
+
 Colour = tuple[int, ...]
 
 
@@ -35,6 +38,8 @@ class Seen:
     """Its label values, 0 and 255 among them."""
     colours: dict[int, Colour]
     """The colour of each of its values; empty without a palette."""
+    edge: tuple[int, ...] = ()
+    """The values along its border, that of most pixels first; empty if nobody has looked."""
 
 
 def seen(label: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> Seen:
@@ -42,7 +47,10 @@ def seen(label: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> 
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()
     known = [] if palette is None else [value for value in values if value < len(palette)]
     colours = {} if palette is None else {value: tuple(palette[value].tolist()) for value in known}
-    return Seen(frozenset(values), colours)
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    counts = np.bincount(border, minlength=256)
+    edge = tuple(value for value in np.argsort(-counts, kind="stable").tolist() if counts[value])
+    return Seen(frozenset(values), colours, edge)
 
 
 def order(classes: Sequence[str]) -> str:
@@ -81,6 +89,16 @@ def contradictions(
     if 2 * wrong.sum() > _any(held).sum():
         what = "hold classes alone that the labels of their pictures do not name"
         return f"{_count(wrong, masks)} {what} ({_some(names, wrong)}); {_mend(classes)}", []
+    if inverted := _inverted(shown, masks):
+        k, count = inverted
+        what = (
+            f"{count} of {len(masks)} masks hold {k + 1} {classes[k]} along their border, around 0 or where labels do"
+        )
+        return f"{what} not name it, as if it were the background; {_mend(classes)}", []
+    never = np.flatnonzero((shown.sum(0) >= OFTEN) & ~held.any(0))
+    if never.size:
+        what = f"labels name {classes[never[0]]} in {shown[:, never[0]].sum()} pictures with masks, and none of these"
+        return f"{what} masks holds {never[0] + 1}; {_mend(classes)}", []
     if lost := _lost(shown, held, wrong):
         k, count = lost
         what = f"labels name {classes[k]} in {shown[:, k].sum()} pictures with masks, and {count} of these masks hold"
@@ -101,6 +119,24 @@ def _other_order(shown: NDArray[np.bool_], held: NDArray[np.bool_]) -> list[tupl
     before, after = cost[moved, moved].sum(), cost[moved, values[moved]].sum()
     is_plain = 2 * after < before and before - after >= FEWEST * len(moved)
     return [(int(k), int(values[k])) for k in moved] if is_plain and len(moved) else []
+
+
+def _inverted(shown: NDArray[np.bool_], masks: Sequence[Seen]) -> tuple[int, int] | None:
+    """The class (from 0) that lies where background should, in most masks, and in how many; None if none does.
+
+    Objects lie inside a picture, and background around them: a class has taken its place where it has most of the
+    border though labels do not name it, or though all 0 of the mask is enclosed. Of real masks few are so (VOC: 1 in
+    100); a class that fills pictures to their border, as a texture or a road does, is not meant by it.
+    """
+    found = Counter[int]()
+    for row, mask in enumerate(masks):
+        k = mask.edge[0] - 1 if mask.edge else -1
+        if 0 <= k < shown.shape[1] and (not shown[row, k] or (0 in mask.values and 0 not in mask.edge)):
+            found[k] += 1
+    for k, count in found.most_common(1):
+        if 2 * count > len(masks) and count >= FEWEST:
+            return k, count
+    return None
 
 
 def _lost(shown: NDArray[np.bool_], held: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> tuple[int, int] | None:
@@ -151,6 +187,11 @@ def _warnings(
         more = "; …" if len(rows) > NAMED else ""
         what = "hold classes that the labels of their pictures do not name"
         found.append(f"{_count(odd, masks)} {what} ({'; '.join(told)}{more}); values: {order(classes)}")
+    background = f"background is 0, and 255 means no opinion, which is never measured ({order(classes)})"
+    if not any(0 in mask.values for mask in masks):
+        found.append(f"none of the {len(masks)} masks holds any background; {background}")
+    elif 2 * (void := sum(mask.edge[:1] == (IGNORE,) for mask in masks)) > len(masks):
+        found.append(f"{void} of {len(masks)} masks hold 255 along most of their border; {background}")
     if silent.any():
         what = "hold none of the classes that their pictures' labels name"
         found.append(f"{_count(silent, masks)} {what} ({_some(names, silent)})")
