@@ -24,6 +24,8 @@ ORDER_SHOWN = 6
 FEWEST = 2
 """Contradictions of one class from which on they can be more than a slip."""
 
+SLIPS = 2
+"""Masks that contradict up to which nothing is refused, were they all there are: tiny objects, and tiny sets."""
 OFTEN = 10
 """Pictures of one class from which on some mask has to hold it."""
 
@@ -79,14 +81,15 @@ def contradictions(
     if sorted_anew:
         return _of_palettes([names[index] for index in sorted_anew], masks[sorted_anew[0]], classes), []
     silent = _any(shown) & ~_any(held)
-    if 2 * silent.sum() > _any(shown).sum():
+    void = any(is_silent and IGNORE in mask.values for mask, is_silent in zip(masks, silent, strict=True))
+    if 2 * silent.sum() > _any(shown).sum() and (void or silent.sum() > SLIPS):  # a tiny object leaves 0 alone
         return _of_silent(_some(names, silent), silent, masks, classes), []
     wrong = _any(held) & ~_any(held & shown)  # no pixel of an object can be right
     if other := _other_order(shown, held):
         found = ", ".join(f"{value + 1} {classes[k]}" for k, value in other[:ORDER_SHOWN])
         found += ", …" if len(other) > ORDER_SHOWN else ""
         return f"values fit the labels of the pictures in another order ({found}); {_mend(classes)}", []
-    if 2 * wrong.sum() > _any(held).sum():
+    if 2 * wrong.sum() > _any(held).sum() and wrong.sum() > SLIPS:
         what = "hold classes alone that the labels of their pictures do not name"
         return f"{_count(wrong, masks)} {what} ({_some(names, wrong)}); {_mend(classes)}", []
     if inverted := _inverted(shown, masks):
@@ -134,7 +137,7 @@ def _inverted(shown: NDArray[np.bool_], masks: Sequence[Seen]) -> tuple[int, int
         if 0 <= k < shown.shape[1] and (not shown[row, k] or (0 in mask.values and 0 not in mask.edge)):
             found[k] += 1
     for k, count in found.most_common(1):
-        if 2 * count > len(masks) and count >= FEWEST:
+        if 2 * count > len(masks) and count > SLIPS:
             return k, count
     return None
 
@@ -205,17 +208,21 @@ def _sorted_anew(shown: NDArray[np.bool_], masks: Sequence[Seen], classes: Seque
     """The masks whose colours say, as one palette has them, other values than their pixels: an editor has sorted it.
 
     Colours count where what they say fits the labels; if there are as many masks whose values fit and colours do not,
-    the colours of this dataset mean nothing.
+    the colours of this dataset mean nothing. Where both fit, VOC's colours alone are no reason: the palette may be of
+    one's own. The colour of 0 is one, and so is what most masks have it for.
     """
     values = [*range(len(classes) + 1), IGNORE]
-    meaning = _meaning([mask.colours for mask in masks if mask.colours], values)
+    palettes = [mask.colours for mask in masks if mask.colours]
+    meaning, usual = _meaning(palettes, values), _usual(palettes)
     found, against = [], 0
     for index, mask in enumerate(masks):
         meant = {value: meaning.get(colour) for value, colour in mask.colours.items()}
         if None in meant.values() or len(set(meant.values())) < len(meant) or all(a == b for a, b in meant.items()):
             continue
         labels = {int(k) + 1 for k in np.flatnonzero(shown[index])} | {0, IGNORE}
-        if set(meant.values()) <= labels:
+        moved = {value for value, other in meant.items() if value != other}
+        is_usual = all(usual.get(mask.colours[value]) == meant[value] for value in moved)
+        if set(meant.values()) <= labels and (not mask.values <= labels or 0 in moved or is_usual):
             found.append(index)
         elif mask.values <= labels:
             against += 1
@@ -227,6 +234,11 @@ def _meaning(palettes: Sequence[dict[int, Colour]], values: Sequence[int]) -> di
     voc = {tuple(voc_palette()[value].tolist()): value for value in values}
     if 2 * sum(set(palette.values()) <= voc.keys() for palette in palettes) > len(palettes):
         return voc
+    return _usual(palettes)
+
+
+def _usual(palettes: Sequence[dict[int, Colour]]) -> dict[Colour, int]:
+    """The value of each colour as most masks have it."""
     votes = Counter((colour, value) for palette in palettes for value, colour in palette.items())
     found: dict[Colour, int] = {}
     for (colour, value), _ in votes.most_common():

@@ -196,6 +196,21 @@ def test_objects_that_reach_the_border_are_no_fault(tmp_path: Path, caplog: pyte
     assert not caplog.records
 
 
+@pytest.mark.parametrize("shown", [[{1}], [{1}, {2}]])
+@pytest.mark.parametrize("value", [0, 3], ids=["nothing", "another"])
+def test_one_or_two_masks_may_be_slips(
+    tmp_path: Path, shown: list[set[int]], value: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = dataset(tmp_path, shown, mapped({1: value, 2: value, 255: 0}))
+    with caplog.at_level(logging.WARNING, "beco"):
+        check_and_measure(table, tmp_path, CLASSES)
+    assert f"{len(shown)} of {len(shown)} masks hold" in caplog.text
+
+
+def test_one_mask_of_0_and_255_is_none(tmp_path: Path) -> None:
+    assert "255 means no opinion" in refusal(tmp_path, dataset(tmp_path, [{1}], mapped({1: 255})))
+
+
 def test_pictures_given_as_masks(tmp_path: Path) -> None:
     table = dataset(tmp_path, ALONE)
     assert "is the picture, given as its mask" in refusal(tmp_path, table.assign(mask=table["image"]))
@@ -252,6 +267,25 @@ def test_colours_that_contradict_values_which_fit_the_labels_mean_nothing(tmp_pa
         picture.putpalette(swapped.tobytes())
         picture.save(tmp_path / f"m{index}.png")
     check_and_measure(table, tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_colours_of_vocs_in_ones_own_order(tmp_path: Path, count: int) -> None:
+    """Every picture shows both, so that labels fit either way; in the second set they tell."""
+    swapped = voc_palette()[[0, 2, 1, *range(3, 256)]]
+
+    def painted(shown: list[set[int]], change: Change) -> pd.DataFrame:
+        table = dataset(tmp_path, shown, change)
+        for name in table["mask"]:
+            with Image.open(tmp_path / name) as opened:
+                picture = opened.copy()
+            picture.putpalette(swapped.tobytes())
+            picture.save(tmp_path / name)
+        return table
+
+    check_and_measure(painted([{1, 2}] * count, mapped({})), tmp_path, CLASSES)
+    said = refusal(tmp_path, painted([{1, 3}, {1, 3}, {2, 3}] * count, mapped({1: 2, 2: 1})))
+    assert "palette is in another order" in said
 
 
 # --- other doors --------------------------------------------------------------------------------------------
