@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,25 +21,30 @@ def init(
     weights: Annotated[str | None, typer.Option(help="weights to start from: a file, or imagenet (a download)")] = None,
     encoder: Annotated[str | None, typer.Option(help="timm backbone, such as resnet50, or {name: …, …}")] = None,
     val_share: Annotated[float, typer.Option(help="share for validation, if the CSV has no column split")] = 0.2,
+    classes: Annotated[
+        str | None, typer.Option(help="names in label order, parted by commas; without it those of the CSV")
+    ] = None,
 ) -> None:
     """Look at your pictures and write a configuration for them."""
     from beco.config import Dataset, validate
     from beco.datasets import formats
     from beco.project import init as stage
 
+    names = None if classes is None else stage.names_in(classes)
     weights = weights and home(weights)
     stage.refuse_unusable(project, images, labels, masks, weights)
-    section = {"root": str(images), "labels": str(labels), "masks": str(masks) if masks else None}
-    dataset = validate(Dataset, {"format": "folder", **section, "val_share": val_share}, "beco init")
+    section: dict[str, Any] = {"root": str(images), "labels": str(labels), "masks": str(masks) if masks else None}
+    section |= {"val_share": val_share, "classes": names}
+    dataset = validate(Dataset, {"format": "folder", **section}, "beco init")
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
         raise UserError(f"--weights: {weights}: no such file; name a .safetensors or .pth file, or imagenet")
     here = stage.machine()
     begin = stage.start(encoder, weights, here, small=False)  # what can be wrong at once comes before all pictures
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as aside, stage.told_as_options():
         known = stage.facts(formats.build(dataset, Path(aside) / "manifest.csv"))
     if known.median <= stage.TINY:
         begin = stage.start(encoder, weights, here, small=True)
-    stage.write(project, {**section, "val_share": val_share}, known, here, begin)
+    stage.write(project, section, known, here, begin)
     typer.echo(
         f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), {known.classes} classes"
     )

@@ -86,7 +86,9 @@ def build(
     _check_training(sheet, entries, splits)
     table = pd.DataFrame(
         [_cells(entry, split, sheet.classes) for entry, split in zip(entries, splits, strict=True)],
-        columns=["image_id", "split", "image", "mask", *dict.fromkeys(sheet.classes)],
+        columns=[
+            *dict.fromkeys(["image_id", "split", "image", "mask", *sheet.classes])
+        ],  # each once, if refused as well
     )
     table = manifest.check_and_measure(table, root, sheet.classes, sheet.problems)
     tell(table, sheet.classes)

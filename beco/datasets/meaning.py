@@ -24,6 +24,11 @@ ORDER_SHOWN = 6
 FEWEST = 2
 """Contradictions of one class from which on they can be more than a slip."""
 
+SLIPS = 2
+"""Masks that contradict up to which nothing is refused, were they all there are: tiny objects, and tiny sets."""
+OFTEN = 10
+"""Pictures of one class from which on some mask has to hold it."""
+
 Colour = tuple[int, ...]
 
 
@@ -35,6 +40,8 @@ class Seen:
     """Its label values, 0 and 255 among them."""
     colours: dict[int, Colour]
     """The colour of each of its values; empty without a palette."""
+    edge: tuple[int, ...] = ()
+    """The values along its border, that of most pixels first; empty if nobody has looked."""
 
 
 def seen(label: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> Seen:
@@ -42,7 +49,10 @@ def seen(label: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> 
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()
     known = [] if palette is None else [value for value in values if value < len(palette)]
     colours = {} if palette is None else {value: tuple(palette[value].tolist()) for value in known}
-    return Seen(frozenset(values), colours)
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    counts = np.bincount(border, minlength=256)
+    edge = tuple(value for value in np.argsort(-counts, kind="stable").tolist() if counts[value])
+    return Seen(frozenset(values), colours, edge)
 
 
 def order(classes: Sequence[str]) -> str:
@@ -71,16 +81,27 @@ def contradictions(
     if sorted_anew:
         return _of_palettes([names[index] for index in sorted_anew], masks[sorted_anew[0]], classes), []
     silent = _any(shown) & ~_any(held)
-    if 2 * silent.sum() > _any(shown).sum():
+    void = any(is_silent and IGNORE in mask.values for mask, is_silent in zip(masks, silent, strict=True))
+    if 2 * silent.sum() > _any(shown).sum() and (void or silent.sum() > SLIPS):  # a tiny object leaves 0 alone
         return _of_silent(_some(names, silent), silent, masks, classes), []
     wrong = _any(held) & ~_any(held & shown)  # no pixel of an object can be right
     if other := _other_order(shown, held):
         found = ", ".join(f"{value + 1} {classes[k]}" for k, value in other[:ORDER_SHOWN])
         found += ", …" if len(other) > ORDER_SHOWN else ""
         return f"values fit the labels of the pictures in another order ({found}); {_mend(classes)}", []
-    if 2 * wrong.sum() > _any(held).sum():
+    if 2 * wrong.sum() > _any(held).sum() and wrong.sum() > SLIPS:
         what = "hold classes alone that the labels of their pictures do not name"
         return f"{_count(wrong, masks)} {what} ({_some(names, wrong)}); {_mend(classes)}", []
+    if inverted := _inverted(shown, masks):
+        k, count = inverted
+        what = (
+            f"{count} of {len(masks)} masks hold {k + 1} {classes[k]} along their border, around 0 or where labels do"
+        )
+        return f"{what} not name it, as if it were the background; {_mend(classes)}", []
+    never = np.flatnonzero((shown.sum(0) >= OFTEN) & ~held.any(0))
+    if never.size:
+        what = f"labels name {classes[never[0]]} in {shown[:, never[0]].sum()} pictures with masks, and none of these"
+        return f"{what} masks holds {never[0] + 1}; {_mend(classes)}", []
     if lost := _lost(shown, held, wrong):
         k, count = lost
         what = f"labels name {classes[k]} in {shown[:, k].sum()} pictures with masks, and {count} of these masks hold"
@@ -101,6 +122,24 @@ def _other_order(shown: NDArray[np.bool_], held: NDArray[np.bool_]) -> list[tupl
     before, after = cost[moved, moved].sum(), cost[moved, values[moved]].sum()
     is_plain = 2 * after < before and before - after >= FEWEST * len(moved)
     return [(int(k), int(values[k])) for k in moved] if is_plain and len(moved) else []
+
+
+def _inverted(shown: NDArray[np.bool_], masks: Sequence[Seen]) -> tuple[int, int] | None:
+    """The class (from 0) that lies where background should, in most masks, and in how many; None if none does.
+
+    Objects lie inside a picture, and background around them: a class has taken its place where it has most of the
+    border though labels do not name it, or though all 0 of the mask is enclosed. Of real masks few are so (VOC: 1 in
+    100); a class that fills pictures to their border, as a texture or a road does, is not meant by it.
+    """
+    found = Counter[int]()
+    for row, mask in enumerate(masks):
+        k = mask.edge[0] - 1 if mask.edge else -1
+        if 0 <= k < shown.shape[1] and (not shown[row, k] or (0 in mask.values and 0 not in mask.edge)):
+            found[k] += 1
+    for k, count in found.most_common(1):
+        if 2 * count > len(masks) and count > SLIPS:
+            return k, count
+    return None
 
 
 def _lost(shown: NDArray[np.bool_], held: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> tuple[int, int] | None:
@@ -151,6 +190,11 @@ def _warnings(
         more = "; …" if len(rows) > NAMED else ""
         what = "hold classes that the labels of their pictures do not name"
         found.append(f"{_count(odd, masks)} {what} ({'; '.join(told)}{more}); values: {order(classes)}")
+    background = f"background is 0, and 255 means no opinion, which is never measured ({order(classes)})"
+    if not any(0 in mask.values for mask in masks):
+        found.append(f"none of the {len(masks)} masks holds any background; {background}")
+    elif 2 * (void := sum(mask.edge[:1] == (IGNORE,) for mask in masks)) > len(masks):
+        found.append(f"{void} of {len(masks)} masks hold 255 along most of their border; {background}")
     if silent.any():
         what = "hold none of the classes that their pictures' labels name"
         found.append(f"{_count(silent, masks)} {what} ({_some(names, silent)})")
@@ -164,17 +208,21 @@ def _sorted_anew(shown: NDArray[np.bool_], masks: Sequence[Seen], classes: Seque
     """The masks whose colours say, as one palette has them, other values than their pixels: an editor has sorted it.
 
     Colours count where what they say fits the labels; if there are as many masks whose values fit and colours do not,
-    the colours of this dataset mean nothing.
+    the colours of this dataset mean nothing. Where both fit, VOC's colours alone are no reason: the palette may be of
+    one's own. The colour of 0 is one, and so is what most masks have it for.
     """
     values = [*range(len(classes) + 1), IGNORE]
-    meaning = _meaning([mask.colours for mask in masks if mask.colours], values)
+    palettes = [mask.colours for mask in masks if mask.colours]
+    meaning, usual = _meaning(palettes, values), _usual(palettes)
     found, against = [], 0
     for index, mask in enumerate(masks):
         meant = {value: meaning.get(colour) for value, colour in mask.colours.items()}
         if None in meant.values() or len(set(meant.values())) < len(meant) or all(a == b for a, b in meant.items()):
             continue
         labels = {int(k) + 1 for k in np.flatnonzero(shown[index])} | {0, IGNORE}
-        if set(meant.values()) <= labels:
+        moved = {value for value, other in meant.items() if value != other}
+        is_usual = all(usual.get(mask.colours[value]) == meant[value] for value in moved)
+        if set(meant.values()) <= labels and (not mask.values <= labels or 0 in moved or is_usual):
             found.append(index)
         elif mask.values <= labels:
             against += 1
@@ -186,6 +234,11 @@ def _meaning(palettes: Sequence[dict[int, Colour]], values: Sequence[int]) -> di
     voc = {tuple(voc_palette()[value].tolist()): value for value in values}
     if 2 * sum(set(palette.values()) <= voc.keys() for palette in palettes) > len(palettes):
         return voc
+    return _usual(palettes)
+
+
+def _usual(palettes: Sequence[dict[int, Colour]]) -> dict[Colour, int]:
+    """The value of each colour as most masks have it."""
     votes = Counter((colour, value) for palette in palettes for value, colour in palette.items())
     found: dict[Colour, int] = {}
     for (colour, value), _ in votes.most_common():

@@ -19,7 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beco.artifacts.text import read_text, shown
-from beco.datasets.cells import SPLITS, as_bit, as_split, by_words, not_a_name, parts_of, split_names
+from beco.datasets.cells import (
+    SPLITS,
+    a_number,
+    as_bit,
+    as_split,
+    by_words,
+    looks,
+    not_a_name,
+    numbers_in,
+    parts_of,
+    split_names,
+)
 from beco.datasets.classes import clean
 from beco.errors import UserError
 from beco.schema.base import nearest
@@ -77,6 +88,7 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     sheet = Sheet(path, [], "split" in header, "|" if separator == ";" else ";")
     cells = [(line, dict(zip(header, values, strict=True))) for line, values in _whole_rows(sheet, header, lines[1:])]
     _check_header(sheet, header)
+    _take_out_bits(sheet, cells)
     if "labels" in header:
         _check_columns(sheet, header, [])
         present = _named(sheet, cells, classes)
@@ -132,6 +144,16 @@ def _check_header(sheet: Sheet, header: list[str]) -> None:
             sheet.wrong(1, f"column `{name}` comes {count} times; keep one")
 
 
+def _take_out_bits(sheet: Sheet, cells: list[tuple[int, dict[str, str]]]) -> None:
+    """Note and empty a column `mask` that holds 0 and 1, as that of a class called so does."""
+    masks = {row.get("mask", "").strip() for _, row in cells} - {""}
+    if masks and masks <= VALUES.keys():
+        what = f"column `mask` holds {' and '.join(sorted(masks))}, but `mask` names a path"
+        sheet.wrong(1, f"{what}; rename the class, such as `masked`, if it is one, or write paths")
+        for _, row in cells:
+            row["mask"] = ""
+
+
 def _check_columns(sheet: Sheet, header: list[str], classes: list[str]) -> None:
     """Columns that mean nothing, and classes without a column, where `classes` are those that should have one."""
     for name in header:
@@ -159,9 +181,10 @@ def _named(sheet: Sheet, cells: list[tuple[int, dict[str, str]]], classes: list[
         if written is None:
             cell = shown(row["labels"])
             sheet.wrong(line, f"labels is `{cell}`, not a list of names; write ['cat', 'dog'], or cat{sheet.joint}dog")
-        names = set()
+        names, numbers = set(), numbers_in(row["labels"])
         for text in written or []:
-            if clean(text) not in (classes or ()) and (reason := not_a_name(text, sheet.joint)):
+            reason = a_number(sheet.joint) if text in numbers else not_a_name(text, sheet.joint)
+            if clean(text) not in (classes or ()) and reason:
                 doubts.setdefault(reason, []).append((line, text))
             else:
                 names.add(clean(text))
@@ -188,21 +211,26 @@ def _tell_doubts(sheet: Sheet, doubts: dict[tuple[str, str], list[tuple[int, str
 
 
 def _wrong_names(sheet: Sheet, first: dict[str, int], classes: list[str] | None) -> set[str]:
-    """Names that no class has, are made of others, or differ by case alone, each told once at its first line."""
+    """Names that no class has, are made of others, or look like another, each told once at its first line."""
     wrong, spellings, known = set(), dict[str, str](), by_words(first if classes is None else classes)
+    for name in sorted(first, key=len):  # the plainest is the one to keep
+        spellings.setdefault(looks(name), name)
     for name, line in first.items():
         if classes is not None and name in classes:
             continue
         parts = parts_of(name, known)
-        other = spellings.setdefault(name.casefold(), name)
+        other = spellings[looks(name)]
         if parts:
             what = f"`{name}` is made of other classes" if classes is None else f"unknown class `{name}`"
             mend = f"write {sheet.joint.join(parts)}, or list every class in dataset.classes if it is one by itself"
             sheet.wrong(line, f"{what}; {mend}")
         elif classes is not None:
             sheet.wrong(line, f"unknown class `{name}`{nearest(name, classes)}")
-        elif other != name:
+        elif other != name and other.casefold() == name.casefold():
             sheet.wrong(line, f"`{name}` and `{other}` differ by their case alone; write one of them")
+        elif other != name:
+            mend = "write one of them, or list both in dataset.classes if they are two"
+            sheet.wrong(line, f"`{name}` and `{other}` look like one class; {mend}")
         else:
             continue
         wrong.add(name)

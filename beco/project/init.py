@@ -6,10 +6,14 @@ What is chosen follows from two runs whose numbers are known: the embedded defau
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
+import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,8 +29,9 @@ import beco
 from beco.artifacts.files import whole
 from beco.artifacts.text import breaks_lines
 from beco.config import Config, Encoder, read_settings, validate_config
+from beco.datasets.classes import check_classes
 from beco.datasets.manifest import Manifest
-from beco.errors import UserError
+from beco.errors import Problems, UserError
 from beco.networks.encoders import create_backbone, prepare_backbone
 
 NAME = "pictures"
@@ -35,6 +40,8 @@ SMALL = Encoder(name="resnet10t", options={"channels": [32, 64, 128, 256]})
 """The embedded default's encoder: 1.2 M parameters, which a few thousand steps can train from nothing."""
 TINY, PHOTO = 128, 512
 """Long sides in pixels: up to the first a picture is drawn-dataset small, from the second on VOC's size."""
+OPTIONS = {"root": "--images", "labels": "--labels", "masks": "--masks", "classes": "--classes"}
+"""The options of `beco init` that become keys of the section `dataset`."""
 SNAKEFILE = Path(beco.__file__).parents[1] / "workflow" / "Snakefile"
 """The workflow of the checkout that this package runs from; a package installed from a wheel has none beside it."""
 LARGE = 2000
@@ -243,10 +250,32 @@ def refuse_unusable(project: Path, *paths: Path | str | None) -> None:
             raise UserError(f"{str(path)!a}: a name with a line break or such is no use in a shell; choose another")
 
 
+def names_in(text: str) -> list[str]:
+    """The class names of `--classes`, parted by commas; one with a comma stands in double quotes."""
+    rows = list(csv.reader([text], skipinitialspace=True)) if text.strip() else []
+    return check_classes(rows[0] if rows else [], "--classes")
+
+
+@contextmanager
+def told_as_options() -> Iterator[None]:
+    """A UserError that names keys of `dataset`, a section which is not written yet, names options of `beco init`."""
+    try:
+        yield
+    except UserError as error:
+        lines = error.lines if isinstance(error, Problems) else [str(error)]
+        raise Problems(_as_options(str(error)), [_as_options(line) for line in lines]) from error
+
+
+def _as_options(line: str) -> str:
+    for key, option in OPTIONS.items():
+        line = re.sub(rf"(?<![/\\.\w-])dataset\.{key}\b(?!\.)", option, line)
+    return line
+
+
 def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, begin: Start) -> Config:
     """Write `<project>/config.yaml` and return it as it was checked.
 
-    `dataset` holds the keys `root`, `labels`, `masks` and `val_share` of the section; paths become absolute.
+    `dataset` holds the keys `root`, `labels`, `masks`, `classes` and `val_share` of the section; paths become absolute.
     """
     paths = {key: str(Path(dataset[key]).absolute()) for key in ("root", "labels", "masks") if dataset.get(key)}
     folder = Path(__file__).parent
@@ -265,6 +294,7 @@ def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, beg
         results=str((project / "results").absolute()),
         name=NAME,
         paths=paths,
+        classes=dataset.get("classes"),
         val_share=dataset["val_share"],
         large=known.median > LARGE,
         version=version("beco"),

@@ -55,6 +55,15 @@ def mapped(values: dict[int, int], where: Callable[[int], bool] = lambda index: 
     return lambda label, index: table[label] if where(index) else label
 
 
+def grey(root: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Masks of grey, whose palette says nothing."""
+    for name in table["mask"]:
+        with Image.open(root / name) as picture:
+            label = np.array(picture)
+        Image.fromarray(label).save(root / name)
+    return table
+
+
 def refusal(root: Path, table: pd.DataFrame) -> str:
     with pytest.raises(UserError) as caught:
         check_and_measure(table, root, CLASSES)
@@ -129,6 +138,79 @@ def test_labels_that_name_the_main_object_alone_are_told_and_accepted(
     assert "9 of 9 masks hold classes" in caplog.text and "m0.png: dog, boat" in caplog.text
 
 
+ONE = [{1}] * 8
+QUARTER = [{1}] * 6 + [set()] * 2
+HALF = [{1}, set()] * 4
+
+
+@pytest.mark.parametrize("shown", [ONE, QUARTER, HALF, [{1}, {2}] * 4], ids=["all", "quarter", "half", "two classes"])
+def test_background_and_a_class_swapped(tmp_path: Path, shown: list[set[int]]) -> None:
+    """The labels of one class cannot tell, the border of the pictures can."""
+    check_and_measure(dataset(tmp_path, shown).assign(split="train"), tmp_path, CLASSES)
+    table = grey(tmp_path, dataset(tmp_path, shown, mapped({0: 1, 1: 0, 255: 1})).assign(split="train"))
+    said = refusal(tmp_path, table)
+    assert "8 of 8 masks hold 1 cat along their border" in said and "0 background, 1 cat" in said
+
+
+def test_background_taken_for_another_class(tmp_path: Path) -> None:
+    said = refusal(tmp_path, grey(tmp_path, dataset(tmp_path, TOGETHER, mapped({0: 3, 3: 0}))))
+    assert "3 boat along their border" in said
+
+
+def test_a_class_that_labels_name_often_and_no_mask_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = dataset(tmp_path, [{1, 2}] * 10 + [{1}], mapped({2: 0})).assign(split="train")
+    said = refusal(tmp_path, table)
+    assert "labels name dog in 10 pictures with masks, and none of these masks holds 2" in said
+    check_and_measure(table[1:], tmp_path, CLASSES)  # a few may be slips
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda label, index: np.ones(SIZE), mapped({0: 255}), lambda label, index: np.where(label == 0, 2, label)],
+    ids=["constant", "255", "textures"],
+)
+def test_masks_without_any_background_are_told_and_accepted(
+    tmp_path: Path, change: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = grey(tmp_path, dataset(tmp_path, [{1, 2}] * 8, change))
+    with caplog.at_level(logging.WARNING, "beco"):
+        check_and_measure(table, tmp_path, CLASSES)
+    assert "none of the 8 masks holds any background; background is 0" in caplog.text
+
+
+def test_masks_whose_background_is_void_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = grey(tmp_path, dataset(tmp_path, ALONE, mapped({0: 255, 255: 0})))
+    with caplog.at_level(logging.WARNING, "beco"):
+        check_and_measure(table, tmp_path, CLASSES)
+    assert "12 of 12 masks hold 255 along most of their border; background is 0" in caplog.text
+
+
+def test_objects_that_reach_the_border_are_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def road(label: np.ndarray, index: int) -> np.ndarray:
+        label = np.ones(SIZE)
+        label[0, 3:9] = 0  # a piece of sky
+        return label
+
+    with caplog.at_level(logging.WARNING, "beco"):
+        check_and_measure(grey(tmp_path, dataset(tmp_path, ONE, road)), tmp_path, CLASSES)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("shown", [[{1}], [{1}, {2}]])
+@pytest.mark.parametrize("value", [0, 3], ids=["nothing", "another"])
+def test_one_or_two_masks_may_be_slips(
+    tmp_path: Path, shown: list[set[int]], value: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = dataset(tmp_path, shown, mapped({1: value, 2: value, 255: 0}))
+    with caplog.at_level(logging.WARNING, "beco"):
+        check_and_measure(table, tmp_path, CLASSES)
+    assert f"{len(shown)} of {len(shown)} masks hold" in caplog.text
+
+
+def test_one_mask_of_0_and_255_is_none(tmp_path: Path) -> None:
+    assert "255 means no opinion" in refusal(tmp_path, dataset(tmp_path, [{1}], mapped({1: 255})))
+
+
 def test_pictures_given_as_masks(tmp_path: Path) -> None:
     table = dataset(tmp_path, ALONE)
     assert "is the picture, given as its mask" in refusal(tmp_path, table.assign(mask=table["image"]))
@@ -185,6 +267,25 @@ def test_colours_that_contradict_values_which_fit_the_labels_mean_nothing(tmp_pa
         picture.putpalette(swapped.tobytes())
         picture.save(tmp_path / f"m{index}.png")
     check_and_measure(table, tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_colours_of_vocs_in_ones_own_order(tmp_path: Path, count: int) -> None:
+    """Every picture shows both, so that labels fit either way; in the second set they tell."""
+    swapped = voc_palette()[[0, 2, 1, *range(3, 256)]]
+
+    def painted(shown: list[set[int]], change: Change) -> pd.DataFrame:
+        table = dataset(tmp_path, shown, change)
+        for name in table["mask"]:
+            with Image.open(tmp_path / name) as opened:
+                picture = opened.copy()
+            picture.putpalette(swapped.tobytes())
+            picture.save(tmp_path / name)
+        return table
+
+    check_and_measure(painted([{1, 2}] * count, mapped({})), tmp_path, CLASSES)
+    said = refusal(tmp_path, painted([{1, 3}, {1, 3}, {2, 3}] * count, mapped({1: 2, 2: 1})))
+    assert "palette is in another order" in said
 
 
 # --- other doors --------------------------------------------------------------------------------------------

@@ -79,6 +79,26 @@ def refused_label(folder: Path, cell: str, *others: str, **keys: object) -> str:
         ("[", "not a list of names"),
         ("[" * 5000 + "]" * 5000, "not a list of names"),
         ("[{[]: 1}]", "not a list of names"),
+        ("['cat' 'dog']", "not a list of names"),
+        ("['cat'\n 'dog']", "not a list of names"),
+        ("('cat' 'dog')", "write cat;dog "),
+        ("[1, 0]", "write the names alone"),
+        ("[True, False]", "write the names alone"),
+        ("['cat', 0.9]", "write the names alone"),
+        ("0.9", "write the names alone"),
+        ("cat=1;dog=0", "write the names alone"),
+        ("cat:0.93", "write the names alone"),
+        ("cat 93%", "write the names alone"),
+        ("cat – dog", "write cat;dog,"),
+        ("cat، dog", "write cat;dog "),
+        ("cat・dog", "write cat;dog,"),
+        ("cat·dog", "write cat;dog,"),
+        ("cat／dog", "write cat;dog,"),
+        ("cat＆dog", "write cat;dog,"),
+        ("cat und dog", "write cat;dog,"),
+        ("cat, and dog", "write cat;"),
+        ("dog y traffic light", "write dog;traffic light,"),
+        ("#cat #dog", "write cat;dog,"),
         ("cat\ndog", "write cat;dog "),
         ("cat\tdog", "write cat;dog "),
         ("nan", "leave the cell empty"),
@@ -90,6 +110,12 @@ def refused_label(folder: Path, cell: str, *others: str, **keys: object) -> str:
         ("background", "leave it out"),
         ("_Background_", "leave it out"),
         ("Dog", "differ by their case alone"),
+        ("dog.", "`dog.` and `dog` look like one class"),
+        ("ｄｏｇ", "look like one class; write one of them, or list both in dataset.classes"),
+        ("traffic-light", "`traffic light` and `traffic-light` look like one class"),
+        ("traffic_light", "look like one class"),
+        ("Trafficlight", "look like one class"),
+        ("traffic–light", "look like one class"),
     ],
 )
 def test_what_is_no_name(tmp_path: Path, cell: str, mend: str) -> None:
@@ -100,7 +126,8 @@ def test_what_is_no_name(tmp_path: Path, cell: str, mend: str) -> None:
 
 @pytest.mark.parametrize(
     "name", ["traffic light", "potted plant", "hot dog", "tv/monitor", "bird's nest", "black-and-white cat", "dog_bed",
-             "3", "Père David’s deer", "T-shirt", "C++", "日本 犬"],
+             "3", "class 3", "7-11", "C#", "A-", "A+", "Type: I", "v1.5",
+             "Salt and pepper", "Père David’s deer", "T-shirt", "C++", "日本 犬"],
 )  # fmt: skip
 def test_what_is_a_name(tmp_path: Path, name: str) -> None:
     """As long as it is not made of names that other cells have."""
@@ -115,6 +142,23 @@ def test_names_of_the_settings_are_names_whatever_they_hold(tmp_path: Path) -> N
     assert "unknown class `cat and dog`; write cat;dog," in refused_label(
         tmp_path, "cat and dog", classes=["cat", "dog", "traffic light"]
     )
+
+
+def test_names_that_look_alike_are_told_once_each(tmp_path: Path) -> None:
+    cells = ["hot-dog", "hot dog", "hot_dog", "hotdog", "hot-dog", "hotdog"]
+    said = refused(tmp_path, [["image", "labels"], *([f"{n}.png", cell] for n, cell in enumerate(cells))])
+    assert [line.partition(": `")[2].split("`")[0] for line in said] == ["hot-dog", "hot dog", "hot_dog"]
+    assert all("and `hotdog` look like one class" in line for line in said)
+    classes = ["hot-dog", "hot dog", "hot_dog", "hotdog"]
+    assert labelled(tmp_path, *cells, *cells, classes=classes).classes == classes  # as the mend says
+
+
+def test_numbers_are_names_where_the_settings_have_them(tmp_path: Path) -> None:
+    assert labelled(tmp_path, "[1, 2]", "[1]", "2;1", "0.5", "0.5", classes=["1", "2", "0.5"]).classes[0] == "1"
+    (tmp_path / "manifest.csv").unlink()
+    assert labelled(tmp_path, "1", "2", "['1', '2']", "1").classes == ["1", "2"]
+    (tmp_path / "manifest.csv").unlink()
+    assert labelled(tmp_path, "1-1", "11", "1-1", "11").classes == ["1-1", "11"]
 
 
 def test_names_are_brought_to_one_spelling(tmp_path: Path) -> None:
@@ -243,3 +287,19 @@ def test_a_mask_of_another_case_is_named_unless_it_is_anothers(tmp_path: Path) -
     Image.new("L", (20, 12), 1).save(masks / "b.PNG", format="PNG")
     (line,) = refused(tmp_path, rows, masks=str(masks))
     assert "b.png: no such mask, but there is b.PNG; rename it to b.png" in line
+
+
+@pytest.mark.parametrize("name", ["mask", "image", "split", "image_id", "width"])
+@pytest.mark.parametrize("in_cells", [True, False], ids=["labels", "dataset.classes"])
+def test_a_class_that_is_called_as_a_column(tmp_path: Path, name: str, in_cells: bool) -> None:
+    """It is refused with whatever else is wrong, and with nothing that only follows from its name."""
+    rows = [["image", "labels"], *([f"{n}.png", text] for n, text in enumerate([name, "cat", f"cat;{name}", name]))]
+    said = refused(tmp_path, rows, **({} if in_cells else {"classes": ["cat", name]}))
+    assert len(said) == 1 and f"{name} is reserved; choose another name for the class" in said[0]
+
+
+@pytest.mark.parametrize("values", [["0", "1"], ["1.0", "0.0"], ["1", ""]])
+def test_a_column_mask_of_0_and_1_is_no_column_of_paths(tmp_path: Path, values: list[str]) -> None:
+    rows = [["image", "mask", "no_mask"], *([f"{n}.png", values[n % 2], str(n % 2)] for n in range(6))]
+    (line,) = refused(tmp_path, rows)
+    assert "line 1: column `mask` holds" in line and "`mask` names a path; rename the class" in line
