@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from beco.artifacts.files import whole
+from beco.artifacts.folders import whole_folder
 from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_kind, check_label
 from beco.datasets.manifest import Manifest
@@ -104,8 +105,7 @@ def _known(source: Source) -> Source:
 
 def write_palette_pngs(source: Source, output: Path) -> None:
     """Write a folder of palette PNGs."""
-    with whole(output) as folder:
-        folder.mkdir()
+    with whole_folder(output) as folder:
         for image_id, label in source.maps():
             write_index_png(folder / f"{image_id}.png", label)
 
@@ -176,7 +176,7 @@ def write_cvat(source: Source, output: Path) -> None:
     if wrong := [name for name in names if ":" in name or "\n" in name]:
         raise UserError(f"class `{wrong[0]}`: CVAT's labelmap.txt has no way to write it; rename the class")
     lines = [f"{name}:{','.join(str(part) for part in palette[k])}::" for k, name in enumerate(names)]
-    with whole(output) as temporary:
+    with (whole if output.suffix == ".zip" else whole_folder)(output) as temporary:
         folder = temporary.with_suffix("") if output.suffix == ".zip" else temporary
         try:
             (folder / "ImageSets" / "Segmentation").mkdir(parents=True)

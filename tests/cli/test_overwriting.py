@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from corpus_inputs import SETTINGS, SIZE, put, reads, sound
+from corpus_inputs import CLASSES, SETTINGS, SIZE, put, reads, sound
+from small_networks import network
 
 from beco.cli import overwriting
 from beco.datasets.palette import write_index_png
+from beco.networks.segmenter import build
+from beco.stage2 import predict
 
 FOLDER = "{format: folder, root: pictures, labels: %s, val_share: 0.5}"
 
@@ -136,6 +139,41 @@ def test_every_command_that_writes_is_tried() -> None:
     tried = {word.replace("-", "_") for arguments in CASES.values() for word in arguments}
     assert names - {"check", "draw_shapes"} <= tried  # these read nothing that they could write over
     assert {*overwriting.INSIDE, *overwriting.BESIDE, *overwriting.REPLACED, *overwriting.LISTED} <= names
+
+
+FOLDERS = {
+    "export-labels": ["export-labels", "labels.h5"],
+    "export-labels, cvat": ["export-labels", "labels.h5", "--format", "cvat"],
+    "predict": ["predict", *reads(Path()), "--networks", "networks.safetensors", "--device", "cpu"],
+    "draw-shapes": ["draw-shapes", "--settings", "{train: 1, val: 1, size: 48}"],
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_replaced_if_it_is_empty_or_ours(at: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "load", lambda _: ([build(network(), len(CLASSES)).eval()], CLASSES))
+    (at / "mine" / "deep").mkdir(parents=True)
+    (at / "mine" / "deep" / "a").write_text("precious")
+    assert "mine: holds other files (deep/a)" in refused(at, [*FOLDERS[name], "-o", "mine"])
+    assert "thesis.txt: is a file" in refused_over(at, "thesis.txt", FOLDERS[name])
+    (at / "empty" / "below").mkdir(parents=True)  # as a workflow makes it beforehand
+    (at / "empty" / ".snakemake_timestamp").touch()
+    for _ in range(2):
+        status, error = run([*FOLDERS[name], "-o", "empty"])
+        assert status == 0 and not (at / "empty" / "below").exists(), error
+    (at / "empty" / "notes.txt").write_text("precious")  # put to ours later
+    assert "notes.txt" in refused(at, [*FOLDERS[name], "-o", "empty"])
+
+
+def refused_over(at: Path, name: str, arguments: list[str]) -> str:
+    (at / name).write_text("precious")
+    return refused(at, [*arguments, "-o", name])
+
+
+def test_a_file_is_not_put_in_the_place_of_a_folder(at: Path) -> None:
+    (at / "mine").mkdir()
+    for form in (["export-labels", "labels.h5", "--format", "coco-json"], ["gather", "labels.h5"]):
+        assert "mine: is a folder" in refused(at, [*form, "-o", "mine"])
 
 
 @pytest.mark.parametrize(
