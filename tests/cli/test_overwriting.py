@@ -122,6 +122,33 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+HIDDEN = {
+    "in settings": [
+        "--log",
+        "labels.csv",
+        "manifest",
+        "--root",
+        "data/JPEGImages",
+        "--settings",
+        FOLDER % "labels.csv",
+    ],
+    "under the root": ["--log=data/JPEGImages/a.jpg", "manifest", "--root", "data", "--settings", SETTINGS],
+    "a folder's": ["--log", "predictions/v.png", "export-labels", "predictions", "--manifest", "m.csv"],
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_log_is_no_input(at: Path, name: str) -> None:
+    assert "holds no messages" in refused(at, [*HIDDEN[name], "-o", "new.csv"])
+
+
+def test_a_log_is_written_anew(at: Path) -> None:
+    (at / "m.log").touch()  # as some make it beforehand
+    for _ in range(2):
+        for arguments, ends in ((["manifest", "--root", "none"], 1), (["gather", "labels.h5"], 0)):
+            assert run(["--log", "m.log", *arguments, "-o", "new.csv"])[0] == ends
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_output_that_is_an_input(at: Path, name: str) -> None:
     for file in ("classifier.safetensors", "irn.safetensors", "networks.safetensors", "per_class.csv"):
