@@ -191,6 +191,18 @@ class Store:
         """The shape of one picture's array, which is not read."""
         return tuple(self._dataset(layer, image_id).shape)
 
+    def expect(self, layer: str, image_id: str, numbers: type[np.generic], axes: int) -> None:
+        """UserError unless one picture's array has so many axes and numbers of this type, such as `np.floating`.
+
+        No pixel is read.
+        """
+        dataset = self._dataset(layer, image_id)
+        if len(dataset.shape or ()) != axes or not np.issubdtype(dataset.dtype, numbers):
+            raise UserError(
+                f"{self.path}: {layer} of {image_id} has the shape {dataset.shape} and the type {dataset.dtype}, not "
+                f"{axes} axes and {numbers.__name__}; remove the file and run its stage again"
+            )
+
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
         dataset = self._dataset(layer, image_id)

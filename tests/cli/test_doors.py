@@ -183,6 +183,32 @@ def test_maps_that_a_report_cannot_show(made: Path, artifact: str) -> None:
         labels_gallery(manifest.split("train"), made / given, [], 1)
 
 
+NUMBERS = {
+    "nan": np.full((1, 4, 6), np.nan, np.float16),
+    "negative": np.full((1, 4, 6), -0.1, np.float16),
+    "above 1": np.full((1, 4, 6), 1.5, np.float16),
+    "infinite": np.full((1, 4, 6), np.inf, np.float16),
+    "bytes": np.ones((1, 4, 6), np.uint8),
+    "a plane": np.ones((4, 6), np.float16),
+    "text": np.full((1, 4, 6), b"0.5"),
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_maps_that_are_no_activations(made: Path, tmp_path: Path, numbers: str) -> None:
+    for given, key in (("cams.h5", "cam"), ("scores.h5", "walk")):
+        with create(tmp_path / given, classes=CLASSES, **{key: {"resize": None}}, **CELLS) as writer:
+            for image_id, value in (("a", 1), ("b", 2)):
+                writer.put("cam", image_id, NUMBERS[numbers], classes=[value])
+    for name in ("labels", "labels, irn", "sweep-labels", "refine"):
+        mine = str(tmp_path / RIGHT[name])
+        line = refused(made, tmp_path, [mine if str(made / RIGHT[name]) == word else word
+                                        for word in DOORS[name](made, RIGHT[name])])  # fmt: skip
+        assert mine in line and " a h" in line, line
+    with pytest.raises(UserError, match=r"cams\.h5"):
+        labels_gallery(manifests.read(made / "m.csv", made / "data").split("train"), tmp_path / "cams.h5", [], 1)
+
+
 @pytest.mark.parametrize("kind", MANIFESTS)
 @pytest.mark.parametrize("name", [name for name in RIGHT if name != "evaluate"])  # it compares PNGs with masks alone
 def test_another_manifest(made: Path, tmp_path: Path, name: str, kind: str) -> None:
