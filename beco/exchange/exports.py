@@ -85,6 +85,8 @@ def open_source(path: Path, manifest: Manifest | None = None) -> Source:
     reader = PseudoLabels(path)
     check_kind(reader.store, "labels")
     own = reader.store.attributes.get("classes")
+    if own is not None and not (isinstance(own, list) and all(isinstance(name, str) for name in own)):
+        raise UserError(f"{path}: its attribute classes is no list of names; remove the file and run its stage again")
     if own and classes and own != classes:
         raise UserError(f"{path}: made for other classes than the manifest's; give the manifest it was made with")
     return _known(Source(path, reader.ids(), reader.label, own or classes, images, manifest))
