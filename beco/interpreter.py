@@ -10,6 +10,8 @@ import getpass
 import locale
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 
@@ -26,9 +28,25 @@ def settle() -> None:
     if not _is_utf8(sys.getfilesystemencoding()) and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.environ.setdefault("PYTHONIOENCODING", f"{locale.getencoding()}:replace")
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+        program, *words = _raw_words()
+        with suppress(UnicodeEncodeError):  # else as the system has it, from the script's first line
+            program = os.fsencode(sys.executable)
+        os.execvp(program, [program, b"-X", b"utf8", *words])
     for stream in (sys.stdout, sys.stderr):
         forgive(stream)
+
+
+def _raw_words() -> list[bytes]:
+    """The words that this process was started with, as the system has them.
+
+    Python cannot always give back what it has made of them: in EUC-JP the C library takes bytes for text that Python's
+    codec cannot write.
+    """
+    try:
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:  # not Linux
+        words = []
+    return words if len(words) == len(sys.orig_argv) else [os.fsencode(word) for word in sys.orig_argv]
 
 
 def forgive(stream: TextIO) -> None:

@@ -47,11 +47,22 @@ TORCH_WORDS = ("iostream error", "PytorchStreamWriter failed", "unexpected pos")
 def whole(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise.
 
-    The block may write a file or make a folder there. The temporary name keeps the suffix, because many
-    writers choose their format by it. What killed processes have left in the folder is removed, see `sweep`.
-    Raises `UserError` if the folder cannot be made, cannot be written to, or the disk is full.
+    The block writes a file there; for folders see `folders.whole_folder`. The temporary name keeps the suffix, because
+    many writers choose their format by it. What killed processes have left in the folder is removed, see `sweep`.
+    Raises `UserError` if `path` is a folder, or its own folder cannot be made or written to, or the disk is full.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder, and a file is to be written; name a file")
+    with renamed(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def renamed(path: Path | str) -> Iterator[Path]:
+    """As `whole` and `whole_folder`, which look first what is in the place of `path`: this replaces anything."""
     path = Path(path)
+    if path.name in ("", ".."):
+        path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -138,13 +138,32 @@ class PseudoLabels:
 
     def label(self, image_id: str) -> np.ndarray:
         """(H, W) uint8, see `Picture.label`, without a look at its confidence."""
+        self._expect("label", image_id)
         return self.store.get("label", image_id)
+
+    def size(self, image_id: str) -> tuple[int, ...]:
+        """Height and width; no pixel is read. UserError if label and confidence are not bytes of one size, above 0."""
+        label, confidence = self._expect("label", image_id), self._expect("confidence", image_id)
+        if label != confidence:
+            raise UserError(
+                f"{self.store.path}: the confidence of {image_id} is {confidence[1]}×{confidence[0]}, its label "
+                f"{label[1]}×{label[0]} (width×height); remove the file and run its stage again"
+            )
+        return label
+
+    def _expect(self, layer: str, image_id: str) -> tuple[int, ...]:
+        size = self.store.expect(layer, image_id, np.uint8, 2)
+        if 0 in size:
+            raise UserError(
+                f"{self.store.path}: {layer} of {image_id} has no pixel ({size[1]}×{size[0]}); remove the file and run "
+                "its stage again"
+            )
+        return size
 
     def picture(self, image_id: str) -> Picture:
         """All that is known of one picture. UserError for the file of an older version."""
-        label, number = self.label(image_id), self.store.get("confidence", image_id)
-        if label.shape != number.shape:
-            raise self.store.damaged(f"confidence of {image_id}")
+        self.size(image_id)
+        label, number = self.store.get("label", image_id), self.store.get("confidence", image_id)
         value, position, ranks, levels = self._steps(image_id).T
         tables = np.zeros((2, 256, 256), np.uint8)
         tables[:, value, position] = ranks, levels
@@ -157,9 +176,15 @@ class PseudoLabels:
 
     def _steps(self, image_id: str) -> np.ndarray:
         try:
-            return self.store.attribute("confidence", image_id, "steps")
+            steps = np.asarray(self.store.attribute("confidence", image_id, "steps"))
         except KeyError as error:
             raise UserError(
                 f"{self.store.path}: made by an older version, whose confidences cannot tell the most reliable pixels "
                 "apart; remove it and run its stage again (beco labels or beco import-labels)"
             ) from error
+        if steps.dtype != np.uint8 or steps.ndim != 2 or steps.shape[1] != 4:
+            raise UserError(
+                f"{self.store.path}: the attribute steps of {image_id} is no table of four columns of bytes; remove "
+                "the file and run its stage again"
+            )
+        return steps

@@ -168,14 +168,27 @@ class Store:
     def attributes(self) -> dict[str, Any]:
         """Root attributes, decoded."""
         try:
-            return {key: json.loads(value) for key, value in self.file.attrs.items() if key != "format_version"}
+            texts = {key: value for key, value in self.file.attrs.items() if key != "format_version"}
         except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
             raise self.damaged("header", error) from error
+        values = {}
+        for key, text in texts.items():
+            try:
+                values[key] = json.loads(text)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{self.path}: its attribute {key} is no JSON, as beco writes it; remove the file and run its "
+                    "stage again"
+                ) from error
+        return values
 
     def ids(self, layer: str) -> list[str]:
         """Image ids of a layer, in order."""
         try:
-            return list(self.file[layer].keys()) if layer in self.file else []
+            if layer not in self.file:
+                return []
+            group = self._opened(self.file, layer, h5py.Group)
+            return list(group.keys())
         except (KeyError, OSError, RuntimeError) as error:
             raise self.damaged(layer, error) from error
 
@@ -191,6 +204,16 @@ class Store:
         """The shape of one picture's array, which is not read."""
         return tuple(self._dataset(layer, image_id).shape)
 
+    def expect(self, layer: str, image_id: str, numbers: type[np.generic], axes: int) -> tuple[int, ...]:
+        """The shape of one picture's array, which is not read; UserError unless it has such axes and numbers."""
+        dataset = self._dataset(layer, image_id)
+        if len(dataset.shape or ()) != axes or not np.issubdtype(dataset.dtype, numbers):
+            raise UserError(
+                f"{self.path}: {layer} of {image_id} has the shape {dataset.shape} and the type {dataset.dtype}, not "
+                f"{axes} axes and {numbers.__name__}; remove the file and run its stage again"
+            )
+        return tuple(dataset.shape)
+
     def attribute(self, layer: str, image_id: str, key: str) -> Any:
         """One attribute of one picture's dataset."""
         dataset = self._dataset(layer, image_id)
@@ -204,8 +227,8 @@ class Store:
     def _dataset(self, layer: str, image_id: str) -> Any:
         try:
             # not `get`, which takes a broken object for a missing one
-            known = layer in self.file and image_id in self.file[layer]
-            dataset = self.file[layer][image_id] if known else None
+            group = self._opened(self.file, layer, h5py.Group) if layer in self.file else ()
+            dataset = self._opened(group, image_id, h5py.Dataset) if image_id in group else None
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # there, but not to be opened
             raise self.damaged(f"{layer} of {image_id}", error) from error
         if dataset is None:
@@ -213,6 +236,20 @@ class Store:
                 f"{self.path}: no {layer} for {image_id}; it was made from another manifest: run its stage again"
             )
         return dataset
+
+    def _opened(self, group: h5py.Group, name: str, wanted: type) -> Any:
+        """What is known to be in a group; UserError for a link to somewhere else, or for anything but `wanted`."""
+        where = f"{self.path}: {f'{group.name}/{name}'.strip('/')}"
+        if isinstance(link := group.get(name, getlink=True), h5py.ExternalLink | h5py.SoftLink):
+            target = getattr(link, "filename", "") or link.path
+            raise UserError(f"{where} is a link to {target}, and no data; give a file that holds its data itself")
+        found = group[name]
+        if not isinstance(found, wanted):
+            raise UserError(
+                f"{where} is an HDF5 {type(found).__name__.lower()}, not a {wanted.__name__.lower()}; remove the file "
+                "and run its stage again"
+            )
+        return found
 
 
 def gather(parts: Iterable[Path | str], path: Path | str) -> None:

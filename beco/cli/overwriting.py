@@ -5,6 +5,7 @@ Paths are compared as files, so that links and other spellings of a path count a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -17,6 +18,7 @@ from beco.errors import UserError
 OUTPUTS = ("output", "project")
 OTHER = "name another output"
 HEADER = b"image_id,split,"  # of a manifest
+MESSAGES = re.compile(rb"\d\d:\d\d:\d\d ")  # as `options` begins each
 TRAINING = ("history.csv", "checkpoint.pt", "best.safetensors")
 MEASURED = ("metrics.json", "per_class.csv", "per_image.csv", "per_image_class.csv")
 INSIDE: dict[str, tuple[str, ...]] = {
@@ -84,7 +86,10 @@ def _refuse_dataset(command: str, output: Path, root: Path, manifest: Path | Non
 
 
 def refuse_log(log: Path, words: list[str]) -> None:
-    """UserError if the file of messages, which is emptied first, is named by another of the command line's words."""
+    """UserError if the file of messages, which is emptied first, is named by another of the command line's words.
+
+    Inputs stand in settings and in folders, too; so no file is emptied that does not look like one of messages.
+    """
     own = {f"--log={log}"} | {f"{one} {two}" for one, two in pairwise(words) if one == "--log"}
     for before, word in pairwise(["", *words]):
         if word in own or f"{before} {word}" in own:
@@ -92,6 +97,12 @@ def refuse_log(log: Path, words: list[str]) -> None:
         named = {word, word.partition("=")[2]} - {""}
         if any(_same(log, Path(one)) for one in named):
             raise UserError(f"--log: {log}: is also named as {word}, and would be lost; name another file")
+    with suppress(OSError):  # told where it is written
+        if log.is_file():
+            with log.open("rb") as stream:
+                begin = stream.read(len("12:34:56 "))
+            if begin and not MESSAGES.fullmatch(begin):
+                raise UserError(f"--log: {log}: holds no messages of beco, and would be lost; name another file")
 
 
 def _inputs(values: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:

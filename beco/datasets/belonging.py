@@ -72,7 +72,7 @@ def open_labels(path: Path, manifest: Manifest) -> PseudoLabels:
     check_ids(reader.store, "confidence", manifest.ids)
     reader.check()
     for image_id in manifest.ids:
-        _check_size(path, image_id, reader.store.shape("label", image_id), manifest.size(image_id))
+        _check_size(path, image_id, reader.size(image_id), manifest.size(image_id))
         _check_values(path, image_id, reader.highest(image_id), manifest)
     return reader
 

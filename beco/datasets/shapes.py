@@ -31,11 +31,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from beco.artifacts.files import whole
+from beco.artifacts.folders import whole_folder
 from beco.config import Shapes
 from beco.datasets.palette import write_index_png
 from beco.datasets.shapes_drawing import KINDS, Picture, draw_picture
-from beco.errors import UserError
 
 CLASSES = [kind.name for kind in KINDS]
 """Class names in label order 1…6."""
@@ -54,8 +53,7 @@ def draw(root: Path | str, settings: Shapes) -> None:
     Raises `UserError` if `root` holds files that this function did not write, for it replaces the folder.
     """
     root = Path(root)
-    _refuse_foreign(root)
-    with whole(root) as folder:
+    with whole_folder(root) as folder:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True)
         for number, split in enumerate(SPLITS):
@@ -66,14 +64,6 @@ def draw(root: Path | str, settings: Shapes) -> None:
                 _write(folder, image_id, draw_picture(rng, settings.size))
             _write_lines(folder / "ImageSets" / "Segmentation" / f"{split}.txt", ids)
         _write_lines(folder / "classes.txt", CLASSES)
-
-
-def _refuse_foreign(root: Path) -> None:
-    names = root / "classes.txt"
-    if names.is_file() and names.read_text(encoding="utf-8", errors="replace").split() == CLASSES:
-        return
-    if root.is_file() or any(path.is_file() for path in root.rglob("*")):
-        raise UserError(f"{root}: holds other files, which drawing would replace; name a new folder")
 
 
 def _write(folder: Path, image_id: str, picture: Picture) -> None:

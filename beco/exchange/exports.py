@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from beco.artifacts.files import whole
+from beco.artifacts.folders import whole_folder
 from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_kind, check_label
 from beco.datasets.manifest import Manifest
@@ -84,6 +85,8 @@ def open_source(path: Path, manifest: Manifest | None = None) -> Source:
     reader = PseudoLabels(path)
     check_kind(reader.store, "labels")
     own = reader.store.attributes.get("classes")
+    if own is not None and not (isinstance(own, list) and all(isinstance(name, str) for name in own)):
+        raise UserError(f"{path}: its attribute classes is no list of names; remove the file and run its stage again")
     if own and classes and own != classes:
         raise UserError(f"{path}: made for other classes than the manifest's; give the manifest it was made with")
     return _known(Source(path, reader.ids(), reader.label, own or classes, images, manifest))
@@ -104,8 +107,7 @@ def _known(source: Source) -> Source:
 
 def write_palette_pngs(source: Source, output: Path) -> None:
     """Write a folder of palette PNGs."""
-    with whole(output) as folder:
-        folder.mkdir()
+    with whole_folder(output) as folder:
         for image_id, label in source.maps():
             write_index_png(folder / f"{image_id}.png", label)
 
@@ -176,7 +178,7 @@ def write_cvat(source: Source, output: Path) -> None:
     if wrong := [name for name in names if ":" in name or "\n" in name]:
         raise UserError(f"class `{wrong[0]}`: CVAT's labelmap.txt has no way to write it; rename the class")
     lines = [f"{name}:{','.join(str(part) for part in palette[k])}::" for k, name in enumerate(names)]
-    with whole(output) as temporary:
+    with (whole if output.suffix == ".zip" else whole_folder)(output) as temporary:
         folder = temporary.with_suffix("") if output.suffix == ".zip" else temporary
         try:
             (folder / "ImageSets" / "Segmentation").mkdir(parents=True)

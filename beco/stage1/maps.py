@@ -42,11 +42,11 @@ def open_maps(path: Path, manifest: Manifest, ids: Iterable[str], kind: str) -> 
 def class_maps(source: Store, manifest: Manifest, image_id: str) -> tuple[NDArray[np.float16], NDArray[np.integer]]:
     """The maps (K', h, w) of a picture from a store of `open_maps`, and their K' label values.
 
-    UserError if they are not of the picture's size or of its classes in the manifest.
+    UserError if they are not of the picture's size or of its classes in the manifest, or no activations.
     """
-    planes, values = source.get("cam", image_id), np.asarray(source.attribute("cam", image_id, "classes"))
+    planes, values = activations(source, image_id)
     expected = grid(*fitted_size(*manifest.size(image_id), resize_of(source)))
-    if planes.ndim != 3 or planes.shape[1:] != expected:
+    if planes.shape[1:] != expected:
         raise UserError(
             f"{source.path}: the maps of {image_id} have the shape {planes.shape}, of its picture they are "
             f"{expected[0]}×{expected[1]} (height×width); they were made from other pictures: run its stage again"
@@ -55,6 +55,24 @@ def class_maps(source: Store, manifest: Manifest, image_id: str) -> tuple[NDArra
         raise UserError(
             f"{source.path}: the maps of {image_id} are of the classes {values.tolist()}, its labels in the manifest "
             f"are {manifest.present(image_id)}; it was made from another manifest: run its stage again"
+        )
+    return planes, values
+
+
+def activations(source: Store, image_id: str) -> tuple[NDArray[np.float16], NDArray[np.integer]]:
+    """The maps (K', h, w) of any picture of a store, and their K' label values; UserError unless all lie in 0 … 1."""
+    source.expect("cam", image_id, np.floating, 3)
+    planes = source.get("cam", image_id)
+    try:
+        values = np.asarray(source.attribute("cam", image_id, "classes"))
+    except KeyError as error:
+        raise UserError(f"{source.path}: the maps of {image_id} name no classes; run its stage again") from error
+    if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):  # of none they are floats
+        raise UserError(f"{source.path}: the maps of {image_id} are of the classes {values}; run its stage again")
+    if planes.size and not (planes.min() >= 0 and planes.max() <= 1):  # nor if one is NaN
+        raise UserError(
+            f"{source.path}: the maps of {image_id} hold values from {planes.min()} to {planes.max()}, and not from 0 "
+            "to 1; a training that came to nothing leaves such: see its history.csv, then run the stages again"
         )
     return planes, values
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.artifacts.files import whole
+from beco.artifacts.folders import whole_folder
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
@@ -53,21 +53,19 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
         most_pixels=most_pixels(settings.scales, len(classes) + 1),
         threads=compute.threads,
     )
-    with whole(output) as folder:
-        folder.mkdir()
-        with Outputs(folder, settings.crf, compute.threads) as outputs:
-            for ids, images in batches:
-                fed = (images.shape[-2], images.shape[-1])
-                sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in ids]
-                scores = picture_scores(chosen, images.to(device), settings, sizes)
-                for image_id, image, size, score in zip(ids, images, sizes, scores, strict=True):
-                    if settings.crf is None:
-                        outputs.write(image_id, score.argmax(0).to(torch.uint8).cpu().numpy())
-                    else:
-                        picture = as_bytes(image) if size == fed else manifest.image(image_id)
-                        _refine(outputs, image_id, picture, score, settings)
-                if device.type == "cpu":  # networks and CRF would fight for the same cores
-                    outputs.wait()
+    with whole_folder(output) as folder, Outputs(folder, settings.crf, compute.threads) as outputs:
+        for ids, images in batches:
+            fed = (images.shape[-2], images.shape[-1])
+            sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in ids]
+            scores = picture_scores(chosen, images.to(device), settings, sizes)
+            for image_id, image, size, score in zip(ids, images, sizes, scores, strict=True):
+                if settings.crf is None:
+                    outputs.write(image_id, score.argmax(0).to(torch.uint8).cpu().numpy())
+                else:
+                    picture = as_bytes(image) if size == fed else manifest.image(image_id)
+                    _refine(outputs, image_id, picture, score, settings)
+            if device.type == "cpu":  # networks and CRF would fight for the same cores
+                outputs.wait()
 
 
 def most_pixels(scales: Sequence[float], channels: int) -> int:

@@ -25,6 +25,7 @@ from tiny_training import assert_same_run, train
 
 from beco.artifacts import files
 from beco.artifacts.files import hold, whole, write_json
+from beco.artifacts.folders import whole_folder
 from beco.artifacts.store import create
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
@@ -57,8 +58,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def write_folder(path: Path) -> None:
-    with whole(path) as folder:
-        folder.mkdir()
+    with whole_folder(path) as folder:
         write_index_png(folder / "a.png", np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8))
 
 
@@ -264,14 +264,13 @@ def test_leftovers_go_when_their_process_has(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from beco.artifacts.files import whole\n"
-        "with whole(sys.argv[1]) as folder:\n"
-        "    folder.mkdir(); (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)"
+        "import os, sys; from beco.artifacts.folders import whole_folder\n"
+        "with whole_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "predictions")], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL and len(list(tmp_path.glob(".predictions.*.tmp"))) == 1
-    with whole(tmp_path / "predictions") as folder:
-        folder.mkdir()
+    with whole_folder(tmp_path / "predictions") as folder:
         write_index_png(folder / "a.png", np.zeros(SIZE, np.uint8))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
 

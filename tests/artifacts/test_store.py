@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from beco.artifacts import store
 from beco.artifacts.files import read_json, whole, write_json
+from beco.artifacts.folders import whole_folder
 from beco.artifacts.store import Store, create, gather
 from beco.errors import UserError
 
@@ -279,16 +280,14 @@ def test_whole_file_and_folder(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "a.txt").read_text() == "new"
     target = tmp_path / "deep" / "folder"
     (target / "sub").mkdir(parents=True)
-    with whole(target) as temporary:
-        temporary.mkdir()
+    with whole_folder(target) as temporary:
         (temporary / "new").write_text("1")
         assert (target / "sub").is_dir()  # the old one is there until the new one is finished
-    assert [path.name for path in target.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError), whole(target) as temporary:
-        temporary.mkdir()
+    assert [path.name for path in target.glob("[!.]*")] == ["new"]
+    with pytest.raises(RuntimeError), whole_folder(target) as temporary:
         (temporary / "half").write_text("2")
         raise RuntimeError
-    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in target.glob("[!.]*")] == ["new"]
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["a.txt", "folder"]
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -181,6 +182,101 @@ def test_maps_that_a_report_cannot_show(made: Path, artifact: str) -> None:
     manifest = manifests.read(made / ("classes.csv" if artifact == "classes" else "m.csv"), made / "data")
     with pytest.raises(UserError, match=given):
         labels_gallery(manifest.split("train"), made / given, [], 1)
+
+
+def other(layer: str, array: object) -> Callable[[h5py.File], None]:
+    """Put another array in the place of one of picture a, with the attributes that it had."""
+
+    def change(file: h5py.File) -> None:
+        kept = dict(file[layer]["a"].attrs)
+        del file[layer]["a"]
+        file[layer]["a"] = array
+        file[layer]["a"].attrs.update(kept)
+
+    return change
+
+
+def external(file: h5py.File) -> None:
+    del file["label"]["a"]
+    file["label"]["a"] = h5py.ExternalLink("elsewhere.h5", "/label/a")
+
+
+def soft(file: h5py.File) -> None:
+    del file["label"]["a"]
+    file["label"]["a"] = h5py.SoftLink("/label/b")
+
+
+def grouped(file: h5py.File) -> None:
+    del file["label"]["a"]
+    file["label"].create_group("a")
+
+
+def alone(file: h5py.File) -> None:
+    del file["confidence"]
+    file["confidence"] = np.zeros(3)
+
+
+LABELS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "3 axes": (other("label", np.zeros((*SIZE, 3), np.uint8)), "shape (16, 24, 3)"),
+    "strings": (other("label", np.full(SIZE, b"cat")), "type |S3"),
+    "of any length": (other("label", "cat"), "type object"),
+    "floats": (other("label", np.full(SIZE, 255, np.float32)), "type float32"),
+    "int16": (other("label", np.full(SIZE, 300, np.int16)), "type int16"),
+    "compound": (other("label", np.zeros(SIZE, "u1,u1")), "type ["),
+    "empty": (other("label", h5py.Empty("u1")), "shape None"),
+    "0×0": (other("label", np.zeros((0, 0), np.uint8)), "0×0"),
+    "confidence, floats": (other("confidence", np.zeros(SIZE, np.float32)), "type float32"),
+    "confidence, another size": (other("confidence", np.zeros((4, 5), np.uint8)), "confidence of a is 5×4"),
+    "confidence, no group": (alone, "confidence is an HDF5 dataset"),
+    "external link": (external, "link to elsewhere.h5"),
+    "soft link": (soft, "link to /label/b"),
+    "group": (grouped, "label/a is an HDF5 group"),
+    "no JSON": (lambda file: file.attrs.modify("classes", "cat, dog"), "classes is no JSON"),
+    "a number": (lambda file: file.attrs.modify("classes", "3"), "classes"),
+    "steps": (lambda file: file["confidence"]["a"].attrs.create("steps", np.zeros((2, 3), np.uint8)), "steps of a"),
+}
+
+
+@pytest.mark.parametrize("name", ["export-labels", "evaluate-labels", "train", "train-irn"])
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_another_form(made: Path, tmp_path: Path, kind: str, name: str) -> None:
+    change, words = LABELS[kind]
+    path = tmp_path / "labels.h5"
+    shutil.copy(made / "labels.h5", path)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    arguments = [str(path) if word == str(made / "labels.h5") else word for word in DOORS[name](made, "labels.h5")]
+    if name == "export-labels" and ("confidence" in kind or kind == "steps"):
+        assert run([word.replace(str(made / "out"), str(tmp_path / "out")) for word in arguments])[0] == 0
+        return  # which looks at no confidence
+    line = refused(made, tmp_path, arguments)
+    assert line.startswith(f"beco: {path}: ") and words in line and "; " in line and "damaged" not in line, line
+
+
+NUMBERS = {
+    "nan": np.full((1, 4, 6), np.nan, np.float16),
+    "negative": np.full((1, 4, 6), -0.1, np.float16),
+    "above 1": np.full((1, 4, 6), 1.5, np.float16),
+    "infinite": np.full((1, 4, 6), np.inf, np.float16),
+    "bytes": np.ones((1, 4, 6), np.uint8),
+    "a plane": np.ones((4, 6), np.float16),
+    "text": np.full((1, 4, 6), b"0.5"),
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_maps_that_are_no_activations(made: Path, tmp_path: Path, numbers: str) -> None:
+    for given, key in (("cams.h5", "cam"), ("scores.h5", "walk")):
+        with create(tmp_path / given, classes=CLASSES, **{key: {"resize": None}}, **CELLS) as writer:
+            for image_id, value in (("a", 1), ("b", 2)):
+                writer.put("cam", image_id, NUMBERS[numbers], classes=[value])
+    for name in ("labels", "labels, irn", "sweep-labels", "refine"):
+        mine = str(tmp_path / RIGHT[name])
+        line = refused(made, tmp_path, [mine if str(made / RIGHT[name]) == word else word
+                                        for word in DOORS[name](made, RIGHT[name])])  # fmt: skip
+        assert mine in line and " a h" in line, line
+    with pytest.raises(UserError, match=r"cams\.h5"):
+        labels_gallery(manifests.read(made / "m.csv", made / "data").split("train"), tmp_path / "cams.h5", [], 1)
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)

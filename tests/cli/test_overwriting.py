@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from corpus_inputs import SETTINGS, SIZE, put, reads, sound
+from corpus_inputs import CLASSES, SETTINGS, SIZE, put, reads, sound
+from small_networks import network
 
 from beco.cli import overwriting
 from beco.datasets.palette import write_index_png
+from beco.networks.segmenter import build
+from beco.stage2 import predict
 
 FOLDER = "{format: folder, root: pictures, labels: %s, val_share: 0.5}"
 
@@ -119,6 +122,33 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+HIDDEN = {
+    "in settings": [
+        "--log",
+        "labels.csv",
+        "manifest",
+        "--root",
+        "data/JPEGImages",
+        "--settings",
+        FOLDER % "labels.csv",
+    ],
+    "under the root": ["--log=data/JPEGImages/a.jpg", "manifest", "--root", "data", "--settings", SETTINGS],
+    "a folder's": ["--log", "predictions/v.png", "export-labels", "predictions", "--manifest", "m.csv"],
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_log_is_no_input(at: Path, name: str) -> None:
+    assert "holds no messages" in refused(at, [*HIDDEN[name], "-o", "new.csv"])
+
+
+def test_a_log_is_written_anew(at: Path) -> None:
+    (at / "m.log").touch()  # as some make it beforehand
+    for _ in range(2):
+        for arguments, ends in ((["manifest", "--root", "none"], 1), (["gather", "labels.h5"], 0)):
+            assert run(["--log", "m.log", *arguments, "-o", "new.csv"])[0] == ends
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_output_that_is_an_input(at: Path, name: str) -> None:
     for file in ("classifier.safetensors", "irn.safetensors", "networks.safetensors", "per_class.csv"):
@@ -136,6 +166,41 @@ def test_every_command_that_writes_is_tried() -> None:
     tried = {word.replace("-", "_") for arguments in CASES.values() for word in arguments}
     assert names - {"check", "draw_shapes"} <= tried  # these read nothing that they could write over
     assert {*overwriting.INSIDE, *overwriting.BESIDE, *overwriting.REPLACED, *overwriting.LISTED} <= names
+
+
+FOLDERS = {
+    "export-labels": ["export-labels", "labels.h5"],
+    "export-labels, cvat": ["export-labels", "labels.h5", "--format", "cvat"],
+    "predict": ["predict", *reads(Path()), "--networks", "networks.safetensors", "--device", "cpu"],
+    "draw-shapes": ["draw-shapes", "--settings", "{train: 1, val: 1, size: 48}"],
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_replaced_if_it_is_empty_or_ours(at: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "load", lambda _: ([build(network(), len(CLASSES)).eval()], CLASSES))
+    (at / "mine" / "deep").mkdir(parents=True)
+    (at / "mine" / "deep" / "a").write_text("precious")
+    assert "mine: holds other files (deep/a)" in refused(at, [*FOLDERS[name], "-o", "mine"])
+    assert "thesis.txt: is a file" in refused_over(at, "thesis.txt", FOLDERS[name])
+    (at / "empty" / "below").mkdir(parents=True)  # as a workflow makes it beforehand
+    (at / "empty" / ".snakemake_timestamp").touch()
+    for _ in range(2):
+        status, error = run([*FOLDERS[name], "-o", "empty"])
+        assert status == 0 and not (at / "empty" / "below").exists(), error
+    (at / "empty" / "notes.txt").write_text("precious")  # put to ours later
+    assert "notes.txt" in refused(at, [*FOLDERS[name], "-o", "empty"])
+
+
+def refused_over(at: Path, name: str, arguments: list[str]) -> str:
+    (at / name).write_text("precious")
+    return refused(at, [*arguments, "-o", name])
+
+
+def test_a_file_is_not_put_in_the_place_of_a_folder(at: Path) -> None:
+    (at / "mine").mkdir()
+    for form in (["export-labels", "labels.h5", "--format", "coco-json"], ["gather", "labels.h5"]):
+        assert "mine: is a folder" in refused(at, [*form, "-o", "mine"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 import yaml
@@ -62,6 +63,21 @@ def test_pictures_are_found_by_names_beyond_the_locale(tmp_path: Path, latin1: d
     assert {"Käse", "犬"} <= set(text.splitlines()[0].split(",")) and "\n図," in text
     assert "図" in (output.with_suffix(".json")).read_text(encoding="utf-8").encode().decode("unicode-escape")
     assert log.is_file()
+
+
+@pytest.mark.parametrize("charmap", ["EUC-JP", "GBK"])
+def test_arguments_stay_the_bytes_that_they_are(tmp_path: Path, charmap: str) -> None:
+    made = ["localedef", "-c", "-i", "ja_JP", "-f", charmap, str(tmp_path / "odd")]
+    if which(made[0]):
+        subprocess.run(made, capture_output=True)  # it warns of what the encoding lacks
+    if not (tmp_path / "odd").exists():
+        pytest.skip("no localedef, or not this encoding")
+    folder = tmp_path / "Käse 図 ～‾ 犬"
+    for arguments in (["gather", str(folder / "é.h5"), "--output", ""], ["draw-shapes", "--output", str(folder)]):
+        settings = ["--settings", "{train: 1, val: 1, size: 48}"] if arguments[0] == "draw-shapes" else []
+        status, said = beco({"LOCPATH": str(tmp_path), "LC_ALL": "odd"}, *arguments, *settings)
+        assert "Traceback" not in said and status == (0 if settings else 1), said
+    assert (folder / "classes.txt").is_file()
 
 
 def test_hashes_of_code_are_those_of_any_locale(latin1: dict[str, str]) -> None:

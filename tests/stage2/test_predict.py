@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beco.artifacts.folders import whole_folder
 from beco.artifacts.grids import fitted_size
 from beco.config import InferenceCrf, Prediction
 from beco.datasets.manifest import Manifest
@@ -94,7 +95,7 @@ def predicted(
     monkeypatch.setattr(prediction, "load", lambda _: (members, pictures.classes))
     chosen = Prediction.model_validate(settings)
     prediction.predict(pictures, output / "none", chosen, Compute("cpu", threads), output)
-    return {path.stem: read_index_png(path) for path in sorted(output.iterdir())}
+    return {path.stem: read_index_png(path) for path in sorted(output.glob("*.png"))}
 
 
 # --- merging ------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_batches_and_threads_change_no_label(
     for batch_size, threads in ((1, 1), (8, 1), (8, 2)):
         output = tmp_path / f"{batch_size}.{threads}"
         predicted(pictures, monkeypatch, networks, output, threads, batch_size=batch_size, **settings)
-        found[batch_size, threads] = {path.name: path.read_bytes() for path in output.iterdir()}
+        found[batch_size, threads] = {path.name: path.read_bytes() for path in output.glob("*.png")}
     assert found[1, 1] == found[8, 1] == found[8, 2] and len(found[1, 1]) == len(SIZES)
     assert len({value for data in found[1, 1] for value in read_index_png(tmp_path / "8.2" / data).flat}) > 1
 
@@ -216,11 +217,12 @@ def test_predictions_appear_whole_or_not_at_all(
     for name in ("new", "old"):
         folder = tmp_path / "out" / name
         if name == "old":
-            write_index_png(folder / "kept.png", np.zeros((2, 2), np.uint8))
+            with whole_folder(folder) as written:
+                write_index_png(written / "kept.png", np.zeros((2, 2), np.uint8))
         with pytest.raises(UserError, match=r"8\.png: is a text"):
             predicted(pictures, monkeypatch, [Brightness([0.0, 1.0, 0.0])], folder, batch_size=2)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
-    assert [path.name for path in folder.iterdir()] == ["kept.png"]
+    assert [path.name for path in folder.glob("*.png")] == ["kept.png"]
 
 
 # --- squeezing ----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from beco.evaluation.report.layers import (
 )
 from beco.evaluation.scores.metrics import VOID
 from beco.evaluation.tables.tables import LabelSource, Run, percent, read_csv
+from beco.stage1.maps import activations
 
 MOST_CAMS = 4
 MOST_CHANGES = 24
@@ -240,9 +241,9 @@ def _truth_layers(truth: np.ndarray | None, image_id: str) -> list[Layer]:
 
 def _cam_layers(store: Store, manifest: Manifest, image_id: str) -> list[Layer]:
     """Heat maps of the first classes."""
-    values = [int(value) for value in np.atleast_1d(store.attribute("cam", image_id, "classes"))]
+    maps, values = activations(store, image_id)
     made_with = store.attributes.get("cam", {})
-    maps = covering(store.get("cam", image_id)[:MOST_CAMS], manifest.size(image_id), made_with.get("resize"))
+    maps = covering(maps[:MOST_CAMS], manifest.size(image_id), made_with.get("resize"))
     planes = list(zip(values, maps, strict=False))
     names = [manifest.classes[value - 1] for value, _ in planes]
     return [
