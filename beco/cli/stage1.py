@@ -227,13 +227,17 @@ def import_labels(
         Path | None, typer.Option(help="folder of masks of trusted pixels (0/255 or 0/1 PNG), or of scores")
     ] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="no file: no opinion anywhere")] = False,
+    watched: Annotated[str | None, typer.Option(help="of the workflow: TOKEN, see exchange/watch")] = None,
 ) -> None:
     """Turn what another stage-one program left in a folder into labels.h5."""
     from beco.datasets import manifest as manifests
     from beco.exchange import imports as stage
+    from beco.exchange import watch
 
     pictures = manifests.read(manifest, root).split(split)
     stage.make(pictures, source, output, form, background, confidence, allow_missing)
+    if watched:
+        watch.record(source, output.parent, pictures.ids, watched)
 
 
 @app.command()

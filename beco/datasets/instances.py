@@ -22,7 +22,7 @@ from beco.artifacts.files import unreadable
 from beco.datasets import manifest
 from beco.datasets.classes import BACKGROUND, check_classes, clean, is_background
 from beco.datasets.manifest import LONGEST_SIDE
-from beco.datasets.outlines import encloses, outline_problem
+from beco.datasets.outlines import SLACK, encloses, outline_problem, within_unit
 from beco.datasets.paths import image_id, unusable
 from beco.errors import UserError
 
@@ -91,6 +91,7 @@ def read(root: Path | str, name: str, classes: list[str] | None = None) -> Insta
             + (f"the folder has {known}" if known else "set dataset.root to the folder that holds annotations")
         )
     content = _content(path)
+    _relative_to_list(content["images"], Path(root), name)
     api = COCO()
     api.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress there
@@ -104,6 +105,7 @@ def read(root: Path | str, name: str, classes: list[str] | None = None) -> Insta
     manifest.refuse(_problems(content, values, path, name), f"{path}")
     if not content["annotations"]:
         raise UserError(f"{path}: `annotations` is empty, so no picture shows anything; give the instances of COCO")
+    _refuse_without_outlines(content, path)
     instances = Instances(name, api, chosen, values)
     if flat := sum(not encloses(entry["segmentation"]) for entry in content["annotations"]):
         logger.warning("%s: %d instances enclose no area; they count as labels, but are in no mask", path, flat)
@@ -192,7 +194,40 @@ def _problems(content: dict[str, Any], values: dict[int, int], path: Path, name:
             yield f"{which} of picture {entry['image_id']}: {problem}"
 
 
+def _refuse_without_outlines(content: dict[str, Any], path: Path) -> None:
+    """Raise a `UserError` where all masks would be background: for boxes alone, and for outlines in fractions."""
+    outlines = [entry["segmentation"] for entry in content["annotations"] if encloses(entry["segmentation"])]
+    if not outlines:
+        raise UserError(
+            f"{path}: none of its {len(content['annotations'])} annotations has an outline, so each mask would be "
+            "background and each score wrong; export it with polygons or masks (`segmentation`), or, to learn from "
+            "the labels without scores, write them as a CSV (dataset.format: folder, without dataset.masks)"
+        )
+    longest = max(max(entry["height"], entry["width"]) for entry in content["images"])
+    if longest > SLACK and all(map(within_unit, outlines)):
+        numbers = [number for outline in outlines for polygon in outline for number in polygon]
+        span = f"from {min(numbers):g} to {max(numbers):g} in pictures of up to {longest} pixels"
+        raise UserError(
+            f"{path}: its outlines run {span}, so they are fractions; multiply by "
+            "the picture's width (x) and height (y)"
+        )
+
+
 # --- names of pictures --------------------------------------------------------------------------------------
+
+
+def _relative_to_list(images: list[dict[str, Any]], root: Path, name: str) -> None:
+    """Change file names that are relative to the root, as CVAT writes them, to be relative to the list's folder.
+
+    The first picture decides for all, as each program has one way.
+    """
+    first = images[0]["file_name"]
+    if unusable(first) or (root / _path(name, first)).is_file() or not (root / first).is_file():
+        return
+    logger.info("%s: file names are taken to be relative to %s", json_path(root, name), root)
+    for entry in images:
+        if not unusable(entry["file_name"]):
+            entry["file_name"] = posixpath.relpath(posixpath.normpath(entry["file_name"]), posixpath.normpath(name))
 
 
 def _path(name: str, file: str) -> str:

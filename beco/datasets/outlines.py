@@ -79,6 +79,11 @@ def encloses(segmentation: Any) -> bool:
     return isinstance(segmentation, dict) or any(len(polygon) >= 6 for polygon in segmentation)
 
 
+def within_unit(segmentation: Any) -> bool:
+    """Whether all of an annotation are polygons within the first pixel, as all are whose coordinates are fractions."""
+    return isinstance(segmentation, list) and all(0 <= number <= 1 for polygon in segmentation for number in polygon)
+
+
 def drawn(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     """(H, W) bool: the pixels of an instance, the union of its polygons. `encloses` holds for it."""
     if isinstance(segmentation, dict):

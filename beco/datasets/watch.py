@@ -9,7 +9,6 @@ here depends on how `dataset.root` is spelt.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import shlex
@@ -21,8 +20,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from beco.artifacts.files import file_hash, read_json, text_hash, whole, write_json
+from beco.artifacts.files import read_json, text_hash, whole, write_json
 from beco.artifacts.sources import stage_hash
+from beco.artifacts.states import Seen, state_of, token_of, unchanged
 from beco.config import Dataset
 from beco.errors import UserError
 
@@ -74,12 +74,12 @@ class Watched:
             return dict.fromkeys(PARTS, "drawn")
         files, known = _files(self.dataset, self.root, self.base), self.known
         if known is None:
-            return {part: _token(files[part]) for part in PARTS}
+            return {part: token_of(files[part]) for part in PARTS}
         found, seen = {part: known["tokens"][part] for part in PARTS}, dict(known["files"])
         for part in PARTS:
-            now = _unchanged(files[part], seen[part])
+            now = unchanged(files[part], seen[part])
             if now is None:
-                found[part] = _token(files[part])
+                found[part] = token_of(files[part])
             else:
                 seen[part] = now
         if seen != known["files"]:  # of other times alone; they need not be read again
@@ -144,7 +144,7 @@ class Watched:
 def record(dataset: Dataset, root: Path, base: Path, given: dict[str, str]) -> None:
     """Note beside a new manifest the files that it was made from, and the tokens that its rule was given."""
     files = _files(dataset, root, base)
-    seen = {part: {name: _seen(path) for name, path in files[part].items()} for part in PARTS}
+    seen = {part: {name: state_of(path) for name, path in files[part].items()} for part in PARTS}
     _keep(base, given, seen)
 
 
@@ -153,7 +153,7 @@ def record(dataset: Dataset, root: Path, base: Path, given: dict[str, str]) -> N
 
 def _files(dataset: Dataset, root: Path, base: Path) -> Files:
     if dataset.format == "folder":
-        return _of_folder(dataset, root, _listed(base / "manifest.csv"))
+        return _of_folder(dataset, root, listed_in(base / "manifest.csv"))
     if dataset.format == "coco":
         return _of_coco(dataset, root, base)
     return _of_voc(dataset, root)
@@ -177,7 +177,7 @@ def _of_voc(dataset: Dataset, root: Path) -> Files:
 def _of_coco(dataset: Dataset, root: Path, base: Path) -> Files:
     """The masks are drawn, by a rule of its own; what the manifest says of them is where they are from the root."""
     names = [f"annotations/instances_{name}.json" for name in (dataset.train, dataset.val)]
-    if listed := _listed(base / "manifest.csv"):
+    if listed := listed_in(base / "manifest.csv"):
         names += [picture.image for picture in listed]
     else:
         names += [path for name in (dataset.train, dataset.val) for path in _pictures(root, name)]
@@ -209,7 +209,7 @@ def _of_folder(dataset: Dataset, root: Path, listed: list[Listed]) -> Files:
     return found
 
 
-def _listed(path: Path) -> list[Listed]:
+def listed_in(path: Path) -> list[Listed]:
     """The pictures of a manifest, [] if there is none; without pandas, which takes longer to import."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -244,56 +244,6 @@ def _pictures(root: Path, name: str) -> Iterator[str]:
 
 def _stem(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[0]
-
-
-# --- whether they are the same ------------------------------------------------------------------------------
-
-Seen = list[int | str] | None
-"""Size, time of change in nanoseconds and hash of a file; None: there is none."""
-
-
-def _unchanged(files: dict[str, str], before: dict[str, Seen]) -> dict[str, Seen] | None:
-    """The record of the files with their times of now, or None if one of them is not what was recorded."""
-    if set(files) != set(before):
-        return None
-    found: dict[str, Seen] = {}
-    for name, path in files.items():
-        state, known = _state(path), before[name]
-        if (state is None) != (known is None):
-            return None
-        if state is not None and known is not None:
-            if state[0] != known[0] or (state[1] != known[1] and _hash(path) != known[2]):
-                return None
-            known = [*state, known[2]]
-        found[name] = known
-    return found
-
-
-def _seen(path: str) -> Seen:
-    state = _state(path)
-    return None if state is None else [*state, _hash(path)]
-
-
-def _state(path: str) -> list[int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _hash(path: str) -> str:
-    try:
-        return file_hash(path)
-    except UserError:
-        return ""
-
-
-def _token(files: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(json.dumps([name, _state(files[name])]).encode())
-    return digest.hexdigest()[:16]
 
 
 # --- the record ---------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +21,10 @@ from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.exchange.foreign import Kind, Unfit
 from beco.exchange.foreign_formats import FORMATS, SAMPLE, SLACK, Labelled, read_labelled, read_mask, recognise
+from beco.exchange.matching import claims
 
 log = logging.getLogger("beco")
 
-COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?0*(\d+)")
 SUFFIXES = tuple(sorted({suffix for form in FORMATS.values() for suffix in form.suffixes}))
 MASK = "mask"
 SHOWN = 3
@@ -243,24 +241,13 @@ def _matched(path: Path, ids: list[str], suffixes: tuple[str, ...]) -> tuple[dic
 
     Coloured twins, NAME_palette.png beside NAME.png, are passed over.
     """
-    named: dict[str, list[Path]] = defaultdict(list)
-    numbered: dict[int | None, list[Path]] = defaultdict(list)
-    for file in sorted(path.iterdir()):
-        if file.suffix.lower() in suffixes and file.is_file():
-            named[file.stem].append(file)
-            numbered[_coco_number(file.stem)].append(file)
-    numbered.pop(None, None)  # names that are not a COCO number
-    claims = {name: named.get(name) or numbered.get(_coco_number(name), []) for name in ids}
-    taken = {file for found in claims.values() for file in found}
-    others = [file for found in named.values() for file in found if file not in taken]
-    others = [file for file in others if not (file.stem.endswith("_palette") and file.stem[:-8] in named)]
-    files = {name: found[0] for name, found in claims.items() if found}
-    return files, {name for name, found in claims.items() if len(found) > 1}, len(others)
-
-
-def _coco_number(name: str) -> int | None:
-    match = COCO_NUMBER.fullmatch(name)
-    return int(match[1]) if match else None
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    claimed = claims(found, ids)
+    taken, stems = {file for files in claimed.values() for file in files}, {file.stem for file in found}
+    others = [file for file in found if file not in taken]
+    others = [file for file in others if not (file.stem.endswith("_palette") and file.stem[:-8] in stems)]
+    files = {name: files[0] for name, files in claimed.items() if files}
+    return files, {name for name, files in claimed.items() if len(files) > 1}, len(others)
 
 
 def _nothing_in(path: Path, example: str, others: int) -> str:

@@ -100,7 +100,8 @@ def test_crowds_are_background_or_left_out_below_every_instance(root: Path) -> N
 def test_outlines_without_area_draw_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     line, point = [[0, 0, 6, 4]], [[1, 1]]  # four numbers would be a box to pycocotools
     with caplog.at_level("WARNING", "beco"):
-        assert drawn(root, [instance(17, line), instance(17, point), instance(3, [])]) == [[0] * 6] * 4
+        flat = [instance(17, line), instance(17, point), instance(3, [])]
+        assert drawn(root, [*flat, instance(9, LEFT, image=2)]) == [[0] * 6] * 4
     assert "3 instances enclose no area" in caplog.text
     assert build(root).labels()[0].tolist() == [1, 0, 1]
 

@@ -103,6 +103,41 @@ def test_lists_without_annotations_are_refused(root: Path, name: str) -> None:
     refused(root, f"instances_{name}.json", "`annotations` is empty")
 
 
+@pytest.mark.parametrize("name", LISTS)
+def test_boxes_without_outlines_are_refused(root: Path, name: str) -> None:
+    edit(root, lambda content: [entry.update(segmentation=[]) for entry in content["annotations"]], name)
+    refused(root, f"instances_{name}.json: none of its ", "has an outline", "dataset.format: folder")
+
+
+def test_outlines_in_fractions_are_refused(root: Path) -> None:
+    def unit(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            entry["segmentation"] = [[0, 0.25, 0.75, 0.25, 0.75, 1]]
+
+    edit(root, unit, VAL)
+    refused(root, f"instances_{VAL}.json: its outlines run from 0 to 1 in pictures of up to 6 ", "multiply")
+    edit(root, lambda content: content["annotations"][0].update(segmentation=[[0, 0, 6, 0, 6, 4]]), VAL)
+    build(root)  # one that is larger than a pixel tells that these are pixels
+
+
+@pytest.mark.parametrize("folder", ["", "./"])
+def test_file_names_may_be_relative_to_the_root(root: Path, folder: str) -> None:
+    before = build(root).table
+
+    def whole(name: str) -> None:
+        def change(content: dict[str, Any]) -> None:
+            for entry in content["images"]:
+                entry["file_name"] = f"{folder}{name}/{entry['file_name']}"
+
+        edit(root, change, name)
+
+    for name in LISTS:
+        whole(name)
+    assert build(root).table.equals(before)
+    coco.render(root, *LISTS, None, Coco(), root.parent / "masks")
+    assert {path.stem for path in (root.parent / "masks").glob("*.png")} == set(before.index)
+
+
 def test_crowds_alone_show_nothing(root: Path) -> None:
     edit(root, lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]], TRAIN)
     refused(root, "no training picture shows any class")

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from beco.artifacts import states
 from beco.config import Dataset
 from beco.datasets import formats, shapes, watch
 from beco.datasets.watch import PARTS, Watched
 from beco.errors import UserError
+from beco.exchange import watch as imports
+from beco.exchange.imports import SUFFIXES
 from beco.schema import Shapes
 
 LISTS = {"train": ["a", "b"], "val": ["c"]}
@@ -181,7 +184,7 @@ def test_times_of_now_are_kept_and_files_read_once(tmp_path: Path, monkeypatch: 
         later(path)
     assert changed(dataset, base) == set()
     read: list[Any] = []
-    monkeypatch.setattr(watch, "file_hash", lambda path: read.append(path))
+    monkeypatch.setattr(states, "file_hash", lambda path: read.append(path))
     assert changed(dataset, base) == set() and not read
 
 
@@ -241,3 +244,73 @@ def test_all_tokens_are_recorded_or_none() -> None:
     assert watch.parse_tokens(words)["pictures"] == "x=pictures"
     with pytest.raises(UserError, match="--watched"):
         watch.parse_tokens(words[1:])
+
+
+# --- labels of another program ------------------------------------------------------------------------------
+
+
+def imported(tmp_path: Path) -> tuple[Path, Path, str]:
+    """A folder of labels, the folder of results that they were imported into, and the token that was recorded."""
+    base = tmp_path / "results"
+    manifest = "image_id,split,image,mask\na,train,a.jpg,\n000012,train,b.jpg,\nc,val,c.jpg,\n"
+    for name in ("a", "12", "c"):
+        picture(tmp_path / "theirs" / f"{name}.png")
+    given = imports.source_token(tmp_path / "theirs", base / "own", base / "manifest.csv")
+    base.mkdir()
+    (base / "manifest.csv").write_text(manifest, encoding="utf-8")
+    # a job of another machine plans once more, with the manifest that is there by now
+    assert imports.source_token(tmp_path / "theirs", base / "own", base / "manifest.csv") == given
+    imports.record(tmp_path / "theirs", base / "own", ["a", "000012"], given)
+    return tmp_path / "theirs", base, given
+
+
+def test_a_changed_label_counts_if_it_is_imported(tmp_path: Path) -> None:
+    folder, base, given = imported(tmp_path)
+
+    def now() -> str:
+        return imports.source_token(folder, base / "own", base / "manifest.csv")
+
+    assert now() == given
+    for name in ("a", "12"):
+        path = folder / f"{name}.png"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # in place, as many bytes
+        assert now() != given
+        path.write_bytes(content)
+        assert now() == given
+        path.rename(folder / "gone.txt")
+        assert now() != given
+        (folder / "gone.txt").rename(path)
+        (folder / f"{name}.npy").write_bytes(content)  # twice: it is refused
+        assert now() != given
+        (folder / f"{name}.npy").unlink()
+    picture(folder / "c.png", 9)  # of no training picture
+    picture(folder / "stray.png")
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "._a.png").write_bytes(b"x")
+    assert now() == given
+
+
+def test_where_labels_lie_and_how_that_is_spelt_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, base, given = imported(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    own, manifest = base / "own", base / "manifest.csv"
+    for path in ("theirs", "./theirs/", f"{tmp_path}/theirs"):
+        assert imports.source_token(Path(path), own, manifest) == given
+    shutil.copytree("theirs", "moved")
+    for file in Path("moved").iterdir():
+        later(file)
+    shutil.rmtree("theirs")
+    assert imports.source_token(Path("moved"), own, manifest) == given
+    assert imports.source_token(Path("theirs"), own, manifest) != given
+    read: list[Any] = []
+    monkeypatch.setattr(states, "file_hash", lambda path: read.append(path))
+    assert imports.source_token(Path("moved"), own, manifest) == given and not read  # of another time but once
+    (own / watch.NAME).write_text("{", encoding="utf-8")
+    assert imports.source_token(Path("moved"), own, manifest) != given
+
+
+def test_every_suffix_of_a_format_is_watched() -> None:
+    assert set(imports.SUFFIXES) == set(SUFFIXES)

@@ -1,9 +1,25 @@
 # Stage one by another program: its files -> pseudo-labels with confidence.
 
 
+from functools import cache
+
+from beco.exchange.watch import source_token
+
+
+def import_source(wildcards):
+    """The folder that labels are imported from."""
+    return CONFIG.labels[wildcards.labels].source.path
+
+
+@cache
+def import_token(labels):
+    """What an import depends on besides the manifest: the files of its folder, looked at once."""
+    path = Path(CONFIG.labels[labels].source.path)
+    return source_token(path, Path(f"{BASE}/{labels}"), Path(MANIFEST))
+
+
 rule import_labels:
     input:
-        lambda wildcards: existing([CONFIG.labels[wildcards.labels].source.path]),
         manifest=LISTED,
     output:
         f"{BASE}/{{labels}}/labels.h5",
@@ -21,13 +37,14 @@ rule import_labels:
         runtime=growing(240),
         gpu=0,
         root=dataset_root(),
+        source=import_source,
     params:
-        source=lambda wildcards: CONFIG.labels[wildcards.labels].source.path,
+        source=lambda wildcards: import_token(wildcards.labels),
         options=import_options,
         watched=watched(),
         code=stage_hash("beco.exchange.imports"),
     message:
         "Importing the pseudo-labels `{wildcards.labels}`"
     shell:
-        "beco --log {log:q} import-labels {params.source:q} --manifest {input.manifest:q} --root {resources.root:q}"
-        " {params.options:q} --output {output:q}"
+        "beco --log {log:q} import-labels {resources.source:q} --manifest {input.manifest:q} --root {resources.root:q}"
+        " {params.options:q} --watched {params.source} --output {output:q}"
