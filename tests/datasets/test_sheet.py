@@ -158,8 +158,6 @@ def test_the_classes_found_are_told_with_their_counts(tmp_path: Path, caplog: py
 
 @given(st.text(st.sampled_from("cat dog,;|[](){}'\"\n\\é&/:"), max_size=12))
 def test_any_cell_is_a_name_or_has_a_reason(tmp_path_factory: pytest.TempPathFactory, cell: str) -> None:
-    from beco.datasets.sheet import Sheet, read_sheet
-
     path = tmp_path_factory.mktemp("sheet") / "labels.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([["image", "labels"], ["a.png", cell], ["b.png", "cat"], ["c.png", "dog"]])
