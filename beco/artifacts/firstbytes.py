@@ -29,6 +29,12 @@ ARCHIVES = (
     (0, b"Rar!\x1a\x07", "a RAR archive"),
     (257, b"ustar", "a tar archive"),
 )
+OFFICE = (
+    *((30, name, "an Office file") for name in (b"[Content_Types].xml", b"docProps/", b"_rels/.rels", b"xl/")),
+    (30, b"mimetypeapplication/vnd.oasis.opendocument", "an Office file"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file"),
+)
+"""Spreadsheets and their like by the first name in the archive, and those of before 2007."""
 READABLE = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -123,6 +129,9 @@ def _named(head: bytes, what: str) -> tuple[str, str]:
     for start, name, mend in POINTERS:
         if head.startswith(start):
             return name, f"not the {what.partition(' ')[2]} itself; {mend}"
+    if name := _of(OFFICE, head):
+        mend = "save it as CSV UTF-8" if what == "a text" else "name the right file"
+        return f"{name} (a spreadsheet, perhaps)", f"not {what}; {mend}"
     if name := _of(ARCHIVES, head):
         return name, f"not {what}; unpack it"
     if name := _of(DATA, head):

@@ -21,7 +21,9 @@ def read_text(path: Path, mend: str, missing: str = "") -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = "it looks like UTF-16" if b"\0" in error.object else error.reason
+        if words := told(path, "a text", TEXTS):
+            raise UserError(f"{path}: {words}") from error
+        reason = f"it looks like {_wide(error.object)}" if b"\0" in error.object else error.reason
         raise UserError(f"{path}: not text in UTF-8 ({reason}); {mend}") from error
     except FileNotFoundError as error:
         words = missing or f"cannot be read ({error.strerror}); check the path"
@@ -35,8 +37,13 @@ def read_text(path: Path, mend: str, missing: str = "") -> str:
     if words := told(path, "a text", TEXTS):
         raise UserError(f"{path}: {words}")
     if "\0" in text:  # the other half of every letter of UTF-16; with a byte-order mark it does not get here
-        raise UserError(f"{path}: not text in UTF-8 (it looks like UTF-16); {mend}")
+        raise UserError(f"{path}: not text in UTF-8 (it looks like {_wide(text.encode())}); {mend}")
     return text
+
+
+def _wide(content: bytes) -> str:
+    """What texts with zeros in them are, as far as that can be told."""
+    return "UTF-32" if b"\0\0\0" in content else "UTF-16"
 
 
 def shown(text: str) -> str:

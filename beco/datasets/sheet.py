@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,10 @@ from beco.schema.base import nearest
 
 SPECIAL = ("image", "split", "mask", "labels")
 NAMING = ("label", "class", "classes", "category", "categories", "tag", "tags")
+SEPARATORS = ",;\t"
+"""What may part cells; spreadsheets of many countries write `;`."""
+TOLD = re.compile(r'"?sep=(.)"?\r?', re.IGNORECASE)
+"""The first line by which spreadsheets are told what parts the cells."""
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # the latter two are what pandas makes of a column with gaps
 
 
@@ -81,10 +86,7 @@ def read_sheet(path: Path, classes: list[str] | None) -> Sheet:
     header = [clean(name) for name in lines[0][1]]
     classes = None if classes is None else [clean(name) for name in classes]
     if "image" not in header:
-        raise UserError(
-            f"{path}: has no column `image`; give that name to the column with each picture's path (there are: "
-            f"{', '.join(header)})"
-        )
+        raise UserError(f"{path}: has no column `image`; {_mend_of_header(header)}")
     sheet = Sheet(path, [], "split" in header, "|" if separator == ";" else ";")
     cells = [(line, dict(zip(header, values, strict=True))) for line, values in _whole_rows(sheet, header, lines[1:])]
     _check_header(sheet, header)
@@ -111,16 +113,41 @@ def _lines(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
     """Every line that is not blank with its number, the header first, and what parts the cells."""
     missing = "no such file; set dataset.labels to the CSV of your labels"
     text = read_text(path, "save it as `CSV UTF-8`", missing)
-    header = text.partition("\n")[0]
-    separator = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets of many countries write ;
+    first, _, rest = text.partition("\n")
+    told = TOLD.fullmatch(first)
+    text = rest if told else text
+    above = 1 if told else 0
+    separator = told[1] if told else _separator(first)
+    if separator not in SEPARATORS:
+        raise UserError(f"{path}: its cells are parted by `{separator}`; save it with commas or semicolons in between")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        found = [(reader.line_num, values) for values in reader if any(value.strip() for value in values)]
+        found = [(reader.line_num + above, values) for values in reader if any(value.strip() for value in values)]
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: not readable as CSV ({error}); mend its quotes") from error
+        line = reader.line_num + above
+        raise UserError(f"{path}: line {line}: not readable as CSV ({error}); mend its quotes") from error
     if len(found) < 2:
         raise UserError(f"{path}: lists no pictures; write a header and one row for each picture")
     return found, separator
+
+
+def _separator(header: str) -> str:
+    """What parts the cells: what makes a column `image` of the header, or else the most columns."""
+    best, most = SEPARATORS[0], 0
+    for mark in (*SEPARATORS, "|"):
+        names = [clean(name) for name in next(csv.reader([header], delimiter=mark), [])]
+        count = len(names) + len(header) * ("image" in map(str.casefold, names) and len(names) > 1)
+        if count > most and (mark in SEPARATORS or count > len(header)):
+            best, most = mark, count
+    return best
+
+
+def _mend_of_header(header: list[str]) -> str:
+    if capital := [name for name in header if name.casefold() in SPECIAL and name not in SPECIAL]:
+        written = ", ".join(f"`{name.casefold()}` for `{name}`" for name in capital)
+        if "image" in map(str.casefold, capital):
+            return f"write {written}, in small letters"
+    return f"give that name to the column with each picture's path (there are: {', '.join(header)})"
 
 
 def _whole_rows(sheet: Sheet, header: list[str], lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:

@@ -7,7 +7,9 @@ import logging
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,24 @@ log = logging.getLogger("beco")
 State = dict[str, Tensor]
 
 # Where training programs keep the network's table within their own, the one to be taken first.
-TABLES = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "teacher", "net", "network")
+TABLES = (
+    *("state_dict", "model", "model_state_dict", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema"),
+    *("params", "teacher", "net", "network", "weights"),
+)
+EARLIER = "its training went wrong, take an earlier checkpoint"
 DENSE = "save the network as trained, with dense floating-point tensors"
+PICKLE, PROTOCOLS = b"\x80", (b"\x02", b"\x03", b"\x04", b"\x05")
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+"""How a file of torch.save began before it was an archive."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # A classification head that a weights file brings along and a backbone has no use for.
-HEAD_PREFIXES = ("fc.", "classifier.", "head.", "conv_head.", "bn2.", "last_linear.", "norm.")
+HEAD_PREFIXES = (
+    *("fc.", "classifier.", "head.", "conv_head.", "bn2.", "last_linear.", "norm."),
+    *("projection_head.", "prototypes."),  # SwAV's
+)
 # What training programs put before the names of a backbone, one or several in a row.
-WRAPPERS = ("module.", "model.", "network.", "net.", "backbone.", "encoder.", "teacher.")
+WRAPPERS = ("module.", "model.", "network.", "net.", "backbone.", "encoder.", "encoder_q.", "teacher.")
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of whatever part was compiled
 # A deep stem is one sequence of three convolutions in mmcls and mmsegmentation; timm ends it after the third
 # convolution and gives the last normalisation a name of its own.
@@ -62,8 +74,41 @@ def read_weights(path: Path) -> State:
                 "not a readable weights file (damaged, or it holds more than tensors); copy it again, or save its "
                 "state_dict alone"
             )
+        if words := _other_than_tensors(path, error):
+            raise UserError(f"{path}: {words}") from error
         raise unreadable(path, error, damage, "a weights file", ("a ZIP archive",)) from error
     return refuse_unsound(_table(state, path), path)
+
+
+def _other_than_tensors(path: Path, error: Exception) -> str:
+    """What a file that could not be read holds instead of tensors by name, with the mend; "" if that cannot be told."""
+    alone = "save its state_dict alone with torch.save"
+    with suppress(OSError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+            if any("/code/" in name for name in names):
+                return f"is a TorchScript program, not a weights file; if you trust it, torch.jit.load it and {alone}"
+            if names and all(name.endswith(".npy") for name in names):
+                return f"is an archive of NumPy arrays, not a weights file; put them into the network and {alone}"
+        elif _is_pickle(path):
+            return (
+                "not a readable weights file (a plain pickle, as of detectron2, which holds more than tensors); if you "
+                f"trust where it comes from, load it with pickle and {alone}"
+            )
+    if found := re.search(r"GLOBAL (\S+)", str(error)):  # how torch names what it would not load
+        return (
+            f"not a readable weights file (it holds more than tensors: {found[1]}, which loading it would run); if you "
+            f"trust where it comes from, load it with torch.load(…, weights_only=False) and {alone}"
+        )
+    return ""
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle, and not as one of torch.save from before it was an archive."""
+    with path.open("rb") as stream:
+        head = stream.read(len(LEGACY))
+    return len(head) == len(LEGACY) and head[:1] == PICKLE and head[1:2] in PROTOCOLS and head != LEGACY
 
 
 def _table(content: Any, path: Path) -> State:
@@ -92,11 +137,13 @@ def refuse_unsound(state: State, path: Path) -> State:
     for key, value in state.items():
         if value.is_quantized or value.is_nested or value.layout != torch.strided or value.is_meta:
             kind = "has no content (meta)" if value.is_meta else "is quantised, sparse or nested"
-            raise UserError(f"{path}: {key} {kind}; {DENSE}")
+            raise UserError(f"{path}: {one_line(key)} {kind}; {DENSE}")
         if value.dtype not in FLOATS and key.rpartition(".")[2] in ("weight", "bias"):
             raise _not_floating(path, key, value)
         if value.dtype in FLOATS and not bool(value.isfinite().all()):
-            raise UserError(f"{path}: {key} holds NaN or infinity; its training went wrong, take an earlier checkpoint")
+            raise UserError(f"{path}: {one_line(key)} holds NaN or infinity; {EARLIER}")
+        if value.dtype in FLOATS and key.rpartition(".")[2] == "running_var" and bool((value < 0).any()):
+            raise UserError(f"{path}: {one_line(key)} holds negative variances; {EARLIER}")
     return state
 
 
@@ -113,7 +160,7 @@ def as_present(state: State, present: State, source: Path | str) -> State:
 
 
 def _not_floating(source: Path | str, key: str, value: Tensor) -> UserError:
-    return UserError(f"{source}: {key} is of {str(value.dtype).removeprefix('torch.')}; {DENSE}")
+    return UserError(f"{source}: {one_line(key)} is of {str(value.dtype).removeprefix('torch.')}; {DENSE}")
 
 
 # --- .safetensors -------------------------------------------------------------------------------------------
@@ -183,7 +230,7 @@ def load_weights(backbone: nn.Module, state: State, source: str) -> None:
     surplus = [key for key in given if not key.startswith(heads)]
     if surplus:
         raise UserError(
-            f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {surplus[0]}; "
+            f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {one_line(surplus[0])}; "
             "check encoder.name and encoder.drop"
         )
     backbone.load_state_dict(as_present(chosen, own, source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from beco.config import Dataset
 from beco.datasets import formats, manifest
+from beco.datasets.sheet import Sheet, read_sheet
 from beco.errors import Problems, UserError
 
 PLAIN = ["cat", "dog", "cat;dog", "cat|dog", "traffic light"]
@@ -200,8 +202,6 @@ def test_the_classes_found_are_told_with_their_counts(tmp_path: Path, caplog: py
 
 @given(st.text(st.sampled_from("cat dog,;|[](){}'\"\n\\é&/:"), max_size=12))
 def test_any_cell_is_a_name_or_has_a_reason(tmp_path_factory: pytest.TempPathFactory, cell: str) -> None:
-    from beco.datasets.sheet import read_sheet
-
     path = tmp_path_factory.mktemp("sheet") / "labels.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([["image", "labels"], ["a.png", cell], ["b.png", "cat"], ["c.png", "dog"]])
@@ -258,6 +258,65 @@ def test_words_for_a_split(tmp_path: Path, word: str, mend: str) -> None:
 )
 def test_names_of_columns(tmp_path: Path, rows: list[list[str]], words: list[str]) -> None:
     assert any(all(word in line for word in words) for line in refused(tmp_path, rows))
+
+
+def written(folder: Path, text: str) -> Sheet:
+    """What is read of a CSV of this text."""
+    (folder / "labels.csv").write_text(text, encoding="utf-8")
+    found = read_sheet(folder / "labels.csv", None)
+    manifest.refuse(found.problems, "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ('image;"cat, big";dog\na.png;1;0\n', ["cat, big", "dog"]),
+        ('"cat, big, old";image\n1;a.png\n', ["cat, big, old"]),
+        ("image\tcat;x\ta,b\na.png\t1\t0\n", ["cat;x", "a,b"]),
+        ("sep=;\nimage;cat\na.png;1\n", ["cat"]),
+        ("sep=\t\nimage\tlabels\na.png\tcat\n", ["cat"]),
+        ('"sep=,"\nimage,labels\na.png,cat|dog\n', ["cat", "dog"]),
+    ],
+)
+def test_what_parts_the_cells(tmp_path: Path, text: str, classes: list[str]) -> None:
+    assert written(tmp_path, text).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image|labels\na.png|cat\n", "parted by `|`; save it with commas"),
+        ("sep=|\nimage|labels\na.png|cat\n", "parted by `|`; save it with commas"),
+        ("sep=;\nimage;cat\na.png;2\n", "line 3: column `cat` holds `2`"),
+        ("IMAGE,Labels\na.png,cat\n", "write `image` for `IMAGE`, `labels` for `Labels`, in small letters"),
+        ("picture,labels\na.png,cat\n", "(there are: picture, labels)"),
+        ("labels\ncat\n", "(there are: labels)"),
+    ],
+)
+def test_headers_that_are_none(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        written(tmp_path, text)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", ["[Content_Types].xml", "docProps/app.xml", "xl/workbook.xml", None])
+def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path, first: str | None) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))  # of before 2007
+    if first:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(first, "<x/>" * 400)
+    with pytest.raises(UserError, match=r"labels\.csv: is an Office file \(a spreadsheet, .*; save it as CSV UTF-8$"):
+        read_sheet(path, None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be"])
+def test_utf32_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("image,labels\na.png,größe\n", encoding=encoding)
+    with pytest.raises(UserError, match=r"not text in UTF-8 \(it looks like UTF-32\); save it as"):
+        read_sheet(path, None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,6 +20,7 @@ from torch import Tensor
 from beco.errors import UserError
 from beco.networks import encoders
 
+LATER = ["ema_state_dict", "params_ema", "params", "weights"]
 WEIGHT, MEAN = "layer1.0.conv1.weight", "bn1.running_mean"
 
 
@@ -80,7 +84,7 @@ def test_other_floats_are_read(tmp_path: Path, state: dict[str, Tensor], dtype: 
         ({"state_dict": {}}, "but an empty table"),
         ({0: torch.ones(2)}, "(0: Tensor)"),
         ({"a": torch.ones(2), "epoch": 3}, "(epoch: int)"),
-        ({"weights": OrderedDict(a=torch.ones(2))}, "(weights: OrderedDict)"),
+        ({"layers": OrderedDict(a=torch.ones(2))}, "(layers: OrderedDict)"),
         ({"a": [torch.ones(2)]}, "(a: list)"),
     ],
 )
@@ -90,7 +94,7 @@ def test_what_is_no_table_of_tensors(tmp_path: Path, content: Any, words: str) -
     assert "w.pth: holds no table of tensors" in message and words in message and "; save" in message, message
 
 
-@pytest.mark.parametrize("key", ["model_state_dict", "net", "teacher", "state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("key", ["model_state_dict", "net", "teacher", "state_dict_ema", "model_ema", *LATER])
 def test_tables_of_training_programs(tmp_path: Path, state: dict[str, Tensor], key: str) -> None:
     torch.save({key: state, "optimizer": {"lr": 0.1}, "epoch": 3}, tmp_path / "w.pth")
     assert torch.equal(loaded(tmp_path / "w.pth").state_dict()[MEAN], state[MEAN])
@@ -113,6 +117,67 @@ def test_names_of_compiled_networks(tmp_path: Path, state: dict[str, Tensor], pl
     inner = {key.replace("layer1.", "layer1._orig_mod."): value for key, value in state.items()}
     torch.save({place.format(key): value for key, value in inner.items()}, tmp_path / "w.pth")
     assert torch.equal(loaded(tmp_path / "w.pth").state_dict()[WEIGHT], state[WEIGHT])
+
+
+def test_names_and_heads_of_moco_and_swav(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """MoCo's second encoder and queue, and SwAV's heads, are passed over."""
+    body = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    moco = {f"module.encoder_q.{key}": value for key, value in state.items()}
+    moco |= {f"module.encoder_k.{key}": torch.zeros_like(value) for key, value in body.items()}
+    torch.save({"state_dict": moco | {"module.queue": torch.ones(4)}}, tmp_path / "moco.pth")
+    heads = {"projection_head.0.weight": torch.ones(2, 2), "prototypes.weight": torch.ones(2, 2)}
+    torch.save({f"module.{key}": value for key, value in (body | heads).items()}, tmp_path / "swav.pth")
+    for name in ("moco", "swav"):
+        assert torch.equal(loaded(tmp_path / f"{name}.pth").state_dict()[MEAN], state[MEAN])
+
+
+class Own:
+    """What torch does not load without being told to."""
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (Path("x"), "pathlib."),
+        (np.float64(3), "numpy."),
+        (Own(), "Own"),
+    ],
+)
+def test_what_a_checkpoint_holds_besides_tensors_is_named(
+    tmp_path: Path, state: dict[str, Tensor], extra: Any, words: str
+) -> None:
+    torch.save({"state_dict": state, "args": extra}, tmp_path / "w.pth")
+    message = refusal(tmp_path / "w.pth")
+    assert "it holds more than tensors: " in message and words in message and "save its state_dict alone" in message
+
+
+def test_other_formats_of_weights_are_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
+    with (tmp_path / "n.pth").open("wb") as stream:
+        np.savez(stream, a=np.ones(2))
+    arrays = {"model": {key: value.numpy() for key, value in state.items()}}
+    for protocol in (2, 4):
+        (tmp_path / f"d{protocol}.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    kinds = {"s.pt": "TorchScript", "n.pth": "NumPy arrays", "d2.pkl": "plain pickle", "d4.pkl": "plain pickle"}
+    for name, words in kinds.items():
+        message = refusal(tmp_path / name)
+        assert words in message and "save its state_dict alone" in message and "copy it again" not in message, message
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pth").read_bytes()
+    (tmp_path / "old.pth").write_bytes(content[: len(content) // 2])
+    assert "copy it again" in refusal(tmp_path / "old.pth")
+
+
+def test_negative_variances_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({**state, "bn1.running_var": -state["bn1.running_var"]}, tmp_path / "w.pth")
+    assert "w.pth: bn1.running_var holds negative variances; " in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), torch.tensor([torch.nan]), torch.ones(2).to_sparse()])
+def test_names_with_line_breaks_make_one_line(tmp_path: Path, state: dict[str, Tensor], value: Tensor) -> None:
+    torch.save({**state, "a\nb.weight": value}, tmp_path / "w.pth")
+    assert "a b" in refusal(tmp_path / "w.pth")  # which looks for line breaks
 
 
 # --- our own files ------------------------------------------------------------------------------------------
