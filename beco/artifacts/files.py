@@ -31,7 +31,8 @@ ABANDONED = 7 * 24 * 3600
 """Seconds without a change after which a temporary of another machine is taken for a dead process's."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-STORAGE = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV)
+REMOTE = (errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+STORAGE = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.EAGAIN, errno.EOVERFLOW, errno.EBUSY, *REMOTE)
 """What disks and network file systems say when they fail; the file itself may be sound."""
 CHECK_DISK = "check the disk or the connection to it, then run this again"
 READING = {errno.EACCES: "check the path and its permissions", errno.EPERM: "check the path and its permissions"}
@@ -167,11 +168,11 @@ def _refused(path: Path | str) -> int | None:
     """The number with which the system refuses to read a file; None if every byte can be had."""
     try:
         with Path(path).open("rb") as stream:
-            while stream.read(2**20):
+            while part := stream.read(2**20):
                 pass
+        return errno.EAGAIN if part is None else None  # Python's word for it
     except OSError as error:
         return error.errno
-    return None
 
 
 @cache  # once a folder and process: a folder of predictions sees a call for every picture

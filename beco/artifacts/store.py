@@ -8,8 +8,10 @@ dataset is one compressed chunk with a checksum (fletcher32), so a flipped byte 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +41,9 @@ class _Disk(io.FileIO):
         rest = memoryview(data)
         try:
             while rest and self.failure is None:
-                rest = rest[super().write(rest) or 0 :]
+                if (written := super().write(rest)) is None:  # so Python says EAGAIN
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                rest = rest[written:]
         except BaseException as error:  # Ctrl-C, too
             self.failure = error
         return len(data)

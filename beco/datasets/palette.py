@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
-from beco.artifacts.files import unreadable, whole
+from beco.artifacts.files import refusal, unreadable, whole
 from beco.artifacts.firstbytes import UNKNOWN, told
 from beco.datasets import paths
 from beco.errors import UserError
@@ -60,6 +60,10 @@ def opened(
         raise UserError(f"{path}: {told(path, what) or paths.missing(Path(path), missing, alike)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
+    except (AttributeError, TypeError) as error:  # where a file system says EAGAIN, Python gives None in place of bytes
+        if refusal(path, error) is None:
+            raise
+        raise unreadable(path, error, _broken(error)) from error
     except DAMAGED as error:
         own = () if formats_of(path) == PICTURE_FORMATS else (UNKNOWN,)
         raise unreadable(path, error, _broken(error), what, own) from error

@@ -39,6 +39,15 @@ def preflight(config: Config, base: Path | str, elsewhere: bool = False) -> None
         aside.write_text(now, encoding="utf-8")
 
 
+def refuse_results(base: Path | str) -> None:
+    """`UserError` if results cannot lie in `base`, since it or what it should lie in is a file."""
+    for path in (Path(base), *Path(base).parents):
+        if path.is_symlink() or path.exists():
+            if not path.is_dir():
+                raise UserError(f"results: {path} is no folder; name another folder, or move the file away")
+            return
+
+
 def look() -> None:
     """The other process: settings as JSON on standard input, what was found as JSON on standard output."""
     asked, found = json.load(sys.stdin), {"wrong": "", "doubts": []}

@@ -25,7 +25,7 @@ from beco.datasets.palette import write_index_png
 
 LOCKS = ("ENOLCK", "EOPNOTSUPP", "EINVAL")
 REFUSALS = (("OPEN", "EACCES"), ("OPEN", "ESTALE"), ("OPEN", "EMFILE"), ("READ", "EIO"), ("READ", "ESTALE"))
-WRITES = ("EIO", "ESTALE", "ENOSPC", "EDQUOT")
+WRITES = ("EIO", "ESTALE", "ENOSPC", "EDQUOT", "EOVERFLOW")
 
 READERS = """
 import torch
@@ -127,6 +127,7 @@ print(json.dumps({{
     "locks": {{f"{{number}} {{name}}": under("LOCK", number, work)
               for number in {locks} for name, work in {{**readers, **writers, "hold": held}}.items()}},
     "maps": {{name: under("MMAP", "ENODEV", read) for name, read in readers.items()}},
+    "again": {{name: under("READ", "EAGAIN", readers[name]) for name in ("a.jpg", "a.png")}},
     "refused": {{f"{{number}} {{name}}": under(call, number, read)
                 for call, number in {refusals} for name, read in readers.items()}},
     "written": {{f"{{number}} {{name}}": under("WRITE", number, write)
@@ -202,6 +203,11 @@ def test_a_refusal_is_told_in_the_systems_words(outcomes: dict[str, dict[str, st
         assert f"/{name}: " in text and os.strerror(getattr(errno, number)) in text, (case, text)
         assert "; " in text and "\n" not in text and "again" not in text.replace("run this again", ""), (case, text)
         assert not any(word in text for word in ("damaged", "remove", "copy", "Error:")), (case, text)
+
+
+def test_a_picture_that_is_to_be_asked_for_again(outcomes: dict[str, dict[str, str]]) -> None:
+    for name, text in outcomes["again"].items():
+        assert f"/{name}: cannot be read ({os.strerror(errno.EAGAIN)}); " in text, text
 
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(outcomes: dict[str, dict[str, str]]) -> None:

@@ -39,6 +39,16 @@ def test_the_quick_look_leaves_the_pictures_alone(tmp_path: Path, capsys: pytest
     assert "gone" in capsys.readouterr().out
 
 
+def test_results_that_are_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for wrong, name in (("file", "file"), ("file/deep", "file"), ("gone", "gone")):
+        with pytest.raises(UserError, match=f"results: {tmp_path / name} is no folder; "):
+            preflight.refuse_results(tmp_path / wrong / "shapes")
+    for right in (tmp_path, tmp_path / "new" / "deep"):
+        preflight.refuse_results(right)
+
+
 def test_it_takes_the_list_of_an_earlier_run(tmp_path: Path) -> None:
     listed = "image_id,split,image,mask,width,height,cat\na,train,a.jpg,,90,80,1\nb,val,b.jpg,,90,80,0\n"
     (tmp_path / "own").mkdir()

@@ -10,7 +10,7 @@ from beco.datasets import watch
 from beco.errors import UserError
 from beco.artifacts.files import hold
 from beco.interpreter import settle
-from beco.project.preflight import preflight
+from beco.project.preflight import preflight, refuse_results
 from beco.artifacts.sources import data_files, stage_hash
 from beco.schema.slots import RECIPES
 
@@ -30,7 +30,9 @@ def checked_config(values):
             files
         ):  # a key that comes twice is no longer seen in `values`
             parse_yaml(Path(path).read_text(encoding="utf-8-sig"), path)
-        return validate_config(values, ", ".join(files))
+        checked = validate_config(values, ", ".join(files))
+        refuse_results(f"{checked.results}/{checked.dataset.name}")
+        return checked
     except UserError as error:
         raise SystemExit(
             f"beco: {error}"
