@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 from beco.config import parse_yaml, validate_config
 from beco.datasets import watch
 from beco.errors import UserError
+from beco.exchange.watch import source_token
 from beco.artifacts.files import hold
 from beco.interpreter import settle
 from beco.project.preflight import preflight, refuse_results
@@ -271,6 +273,13 @@ def import_options(wildcards):
     if "background" in recipe.model_fields_set:
         options += ["--background", str(recipe.background)]
     return options
+
+
+@cache
+def import_token(labels):
+    """What an import depends on besides the manifest: the files of its folder, looked at once."""
+    path = Path(CONFIG.labels[labels].source.path)
+    return source_token(path, Path(f"{BASE}/{labels}"), Path(MANIFEST))
 
 
 def pseudo_labels(wildcards):

@@ -1,23 +1,6 @@
 # Stage one by another program: its files -> pseudo-labels with confidence.
 
 
-from functools import cache
-
-from beco.exchange.watch import source_token
-
-
-def import_source(wildcards):
-    """The folder that labels are imported from."""
-    return CONFIG.labels[wildcards.labels].source.path
-
-
-@cache
-def import_token(labels):
-    """What an import depends on besides the manifest: the files of its folder, looked at once."""
-    path = Path(CONFIG.labels[labels].source.path)
-    return source_token(path, Path(f"{BASE}/{labels}"), Path(MANIFEST))
-
-
 rule import_labels:
     input:
         manifest=LISTED,
@@ -37,7 +20,7 @@ rule import_labels:
         runtime=growing(240),
         gpu=0,
         root=dataset_root(),
-        source=import_source,
+        source=lambda wildcards: CONFIG.labels[wildcards.labels].source.path,
     params:
         source=lambda wildcards: import_token(wildcards.labels),
         options=import_options,
