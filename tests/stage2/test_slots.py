@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Weighted(Recipe):
         losses = [F.cross_entropy(one, target.label, ignore_index=255) for one in logits]
         return {"loss": losses[0] + 0.5 * losses[1] + 0.5 * losses[2]}
 '''
+EXAMPLE = textwrap.dedent(
+    (ROOT / "docs" / "add-a-recipe.md").read_text(encoding="utf-8").split("```python\n")[1].split("    ```")[0]
+)
 NETWORK = Network.model_validate(
     {
         "encoder": {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}},
@@ -54,15 +58,20 @@ NETWORK = Network.model_validate(
     }
 )
 SETTINGS = {"warmup": 0.3, "crop": {"size": 32, "area": [0.5, 1.0]}, "schedule": {"batch_size": 4}}
-NAMES = [*sorted(path.stem for path in (ROOT / "beco/stage2/recipes").glob("[a-z]*.py") if path.stem != "base"), "toy"]
+NAMES = [
+    *sorted(path.stem for path in (ROOT / "beco/stage2/recipes").glob("[a-z]*.py") if path.stem != "base"),
+    "halves",
+    "toy",
+]
 
 
 @pytest.fixture(autouse=True)
 def toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own with one recipe: one file, and nothing of the package knows of it."""
+    """A folder of one's own with this recipe and the documentation's: a file each, and nothing else knows of them."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "recipes").mkdir()
     (folder / "recipes" / "toy.py").write_text(TOY, encoding="utf-8")
+    (folder / "recipes" / "halves.py").write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.setenv("BECO_METHODS", str(folder))
     monkeypatch.setattr(recipes, "__path__", [str(path) for path in RECIPES.folders])
     return folder
