@@ -17,7 +17,7 @@ from beco.datasets.watch import NAME, listed_in
 from beco.errors import UserError
 from beco.exchange.matching import claims
 
-SUFFIXES = (".npy", ".png", ".pt")
+SUFFIXES = (".npy", ".png", ".pt", ".pth")
 """Of files that some format has; the formats themselves are not asked, since they take their time to import."""
 SPLIT = "train"
 """What the workflow imports labels of."""

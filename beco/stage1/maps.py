@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beco.artifacts.grids import STRIDE, grid
+from beco.artifacts.grids import STRIDE, fitted_size, grid
 from beco.artifacts.store import Store
 from beco.datasets.belonging import check_classes, check_ids, check_kind, kind_of
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.training.batches import fitted_size
 
 MADE_BY = {"cams": "cam", "scores": "walk"}
 """The attribute with the settings that class maps were made with."""

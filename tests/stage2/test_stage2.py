@@ -262,7 +262,7 @@ def test_predictions_have_the_pictures_own_sizes(
         output = tmp_path / members
         settings = Prediction(resize=resize, networks=members, batch_size=2)
         prediction.predict(val, tmp_path / "none", settings, Compute("cpu"), output)
-        assert sorted(path.name for path in output.iterdir()) == [f"{name}.png" for name in sorted(val.ids)]
+        assert sorted(path.name for path in output.glob("[!.]*")) == [f"{name}.png" for name in sorted(val.ids)]
         for image_id in val.ids:
             label = read_index_png(output / f"{image_id}.png")
             assert label.shape == val.size(image_id)
