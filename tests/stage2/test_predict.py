@@ -338,7 +338,7 @@ def test_what_the_official_code_shows_its_crf() -> None:
     picture = np.array([[[0, 116, 255], [123, 117, 104], [124, 0, 103]]], dtype=np.uint8)
     # less (122.675, 116.669, 104.008): −122.675, −0.669, 150.992; 0.325, 0.331, −0.008; 1.325, −116.669, −1.008
     assert outputs.wrapped_picture(picture).tolist() == [[[256 - 122, 0, 150], [0, 0, 0], [1, 256 - 116, 255]]]
-    # as the official code gives it on equal input (shared/reference.md §7)
+    # as the official code gives it on equal input
     published = np.array([[[124, 118, 105], [0, 0, 0]]], dtype=np.uint8)
     assert outputs.wrapped_picture(published).tolist() == [[[1, 1, 0], [134, 140, 152]]]
 
