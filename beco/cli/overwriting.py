@@ -14,6 +14,7 @@ from typing import Any
 
 from beco.config import parse_yaml
 from beco.errors import UserError
+from beco.exchange.watch import SUFFIXES
 
 OUTPUTS = ("output", "project")
 OTHER = "name another output"
@@ -36,7 +37,6 @@ REPLACED = ("predict", "export_labels", "draw_shapes")
 """Commands that put a new folder in the place of the old one."""
 LISTED = ("import_labels", "export_labels", "archive")
 """Commands that read whatever files of these suffixes lie in the folder that they are given."""
-SUFFIXES = (".png", ".npy", ".pt", ".pth")
 KEYS = ("labels", "masks", "root", "weights", "path")
 """Keys of settings that name files."""
 WORDS = ("imagenet", "classifier", "truth")

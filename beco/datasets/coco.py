@@ -28,8 +28,8 @@ from beco.datasets.classes import tell, warn_of_unseen
 from beco.datasets.instances import Instances, json_path, read
 from beco.datasets.manifest import IGNORE, MASK_RULE, Manifest
 from beco.datasets.outlines import drawn, encloses
-from beco.datasets.palette import SUFFIXES, write_index_png
-from beco.datasets.paths import check_root
+from beco.datasets.palette import write_index_png
+from beco.datasets.paths import SUFFIXES, check_root
 from beco.errors import UserError
 
 MEND = "add some, or leave the category out (dataset.classes without it is enough where it has no annotation)"

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, features
 from beco.artifacts.files import refusal, unreadable, whole
 from beco.artifacts.firstbytes import UNKNOWN, told
 from beco.datasets import paths
+from beco.datasets.paths import SUFFIXES
 from beco.errors import UserError
 
 DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, IndexError, struct.error, Image.DecompressionBombError)
@@ -22,10 +23,6 @@ DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, IndexError, struct.er
 AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow has it since 11.3, and not everywhere
 PICTURE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "ICO", *AVIF)
 """Formats that are decoded, whatever a file is called. Not among them: those that start other programs (EPS)."""
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".ico", ".avif", ".tga")
-)
-"""What files of these formats are mostly called."""
 BY_SUFFIX = {".tga": "TGA"}
 """Formats that are decoded where a file's name says so, since nothing in the file does."""
 LOSSY = ("JPEG", "MPO")

@@ -11,6 +11,10 @@ from pathlib import Path, PurePosixPath
 from beco.artifacts.text import breaks_lines
 from beco.errors import UserError
 
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".ico", ".avif", ".tga")
+)
+"""What files of the formats that are read are mostly called."""
 LONGEST_ID = 200  # bytes; with suffixes and temporary names it must stay below the 255 of most file systems
 
 

@@ -20,8 +20,7 @@ from beco.artifacts.text import read_text
 from beco.datasets import manifest
 from beco.datasets.classes import BACKGROUND, check_classes, clean, is_background, tell, warn_of_unseen
 from beco.datasets.manifest import Manifest
-from beco.datasets.palette import SUFFIXES
-from beco.datasets.paths import alike, check_root, missing, unusable
+from beco.datasets.paths import SUFFIXES, alike, check_root, missing, unusable
 from beco.errors import UserError
 
 VOC_CLASSES = [

@@ -24,6 +24,7 @@ from beco.artifacts.files import read_json, text_hash, whole, write_json
 from beco.artifacts.sources import stage_hash
 from beco.artifacts.states import Seen, state_of, token_of, unchanged
 from beco.config import Dataset
+from beco.datasets.paths import SUFFIXES, image_id
 from beco.errors import UserError
 
 NAME = "watched.json"
@@ -32,8 +33,6 @@ PARTS = ("pictures", "train_masks", "val_masks")
 """Pictures and all that image-level labels come from; the masks of either split."""
 LISTED = "listed"
 """The token of all that decides which pictures with which labels a manifest lists."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-"""What looks like a picture in a folder that no manifest was made of so far."""
 
 Files = dict[str, dict[str, str]]  # as text: of a hundred thousand, objects take seconds
 """The files of each part, by a name that does not tell where the dataset lies."""
@@ -186,8 +185,6 @@ def _of_coco(dataset: Dataset, root: Path, base: Path) -> Files:
 
 
 def _of_folder(dataset: Dataset, root: Path, listed: list[Listed]) -> Files:
-    from beco.datasets.folder import image_id  # it takes its time, and the others do not need it
-
     found: Files = {part: {} for part in PARTS}
     pictures = [picture.image for picture in listed] or _pictures(root, "")
     found["pictures"] = {name: f"{root}/{name}" for name in pictures}
