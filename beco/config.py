@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,11 +20,14 @@ from beco.artifacts.text import read_text
 from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
+from beco.schema.stage1 import IMPORTED, NAMED
 
 __all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
+KINDS = (IMPORTED, NAMED)
+"""What is no key in the paths of pydantic's errors."""
 
 
 def validate(model: type[S], values: Any, where: str) -> S:
@@ -40,24 +44,35 @@ def validate(model: type[S], values: Any, where: str) -> S:
 def validate_config(values: dict[str, Any], where: str = "config") -> Config:
     """Check a whole configuration.
 
-    `training` is the base of every experiment's own `training`, and names of `encoders` are replaced by what they
-    stand for, so that each section is complete in itself.
+    `training` is the base of every experiment's own `training`, `classifier` and `cam` are those of every source's, and
+    names of `encoders` are replaced by what they stand for, so that each section is complete in itself.
     """
     if isinstance(values, dict):
         named = values.get("encoders")
         known = named if isinstance(named, dict) else {}
         values = {k: v if k == "encoders" else _with_encoders(v, known, where) for k, v in values.items()}
-    if isinstance(values, dict) and isinstance(values.get("experiments"), dict):
-        common = values.get("training") or {}
-        common = common if isinstance(common, dict) else {}  # the schema says what is wrong with it
-        experiments = {
-            name: {**entry, "training": merge(common, entry.get("training") or {})}
-            if isinstance(entry, dict) and isinstance(entry.get("training") or {}, dict)
-            else entry
-            for name, entry in values["experiments"].items()
-        }
-        values = {**values, "experiments": experiments}
+        values.setdefault("sources", {"cam": {}})
+        for section, keys in COMMON.items():
+            values = _with_common(values, section, keys)
     return validate(Config, values, where)
+
+
+COMMON = {"experiments": ("training",), "sources": ("classifier", "cam")}
+"""Sections by name, and what of the whole configuration is the base of each entry's own."""
+
+
+def _with_common(values: dict[str, Any], section: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """`values` with `keys` of every entry of a section laid over the common ones; the schema says what is wrong."""
+    if not isinstance(values.get(section), dict):
+        return values
+    entries = {name: {} if entry is None else entry for name, entry in values[section].items()}
+    for name, entry in entries.items():
+        for key in keys if isinstance(entry, dict) else ():
+            base: Any = values.get(key) or {}
+            own: Any = entry.get(key) or {}
+            if isinstance(base, dict) and isinstance(own, dict):
+                entries[name] = {**entries[name], key: merge(base, own)}
+    return {**values, section: entries}
 
 
 def _with_encoders(value: Any, named: dict[str, Any], where: str) -> Any:
@@ -82,14 +97,18 @@ def _with_encoders(value: Any, named: dict[str, Any], where: str) -> Any:
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `over` laid over it, section by section.
 
-    A schedule is replaced whole where `over` names its length, because `epochs` and `steps` exclude each other.
+    A schedule is replaced whole where `over` names its length, because `epochs` and `steps` exclude each other, and an
+    encoder where `over` names another, of which neither weights nor pixel values are the first one's.
     """
     merged = dict(base)
     if "epochs" in over or "steps" in over:
         merged = {key: value for key, value in merged.items() if key not in ("epochs", "steps")}
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and not (key == "encoder" and "name" in value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -162,15 +181,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _inherited(item: Any, error: ValidationError) -> bool:
-    """Whether an experiment's `training` only repeats what is wrong with the common one."""
+    """Whether an entry, such as an experiment's `training`, only repeats what is wrong with the common one."""
     path = item["loc"]
     common = [other["loc"] for other in error.errors()]
-    return path[:1] == ("experiments",) and path[2:3] == ("training",) and path[2:] in common
+    return len(path) > 2 and path[2] in COMMON.get(str(path[0]), ()) and path[2:] in common
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
     """One pydantic error in words: path, what is wrong, nearest valid key."""
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in item["loc"] if part not in KINDS)
     if item["type"] == "extra_forbidden":
         parent = _model_at(model, item["loc"][:-1])
         keys = list(parent.model_fields) if parent else []
@@ -184,10 +203,20 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     return f"{path}: {message} (found {reprlib.repr(item['input'])})"  # an alias of YAML can stand for gigabytes
 
 
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections among the kinds of value that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for kind in get_args(annotation):
+        yield from _sections(kind)
+
+
 def _model_at(model: Any, path: tuple[Any, ...]) -> type[BaseModel] | None:
     """The section that a path of keys leads to."""
     for part in path:
-        if isinstance(model, type) and issubclass(model, BaseModel):
+        if part in KINDS:
+            model = next(_sections(model), None)
+        elif isinstance(model, type) and issubclass(model, BaseModel):
             field = model.model_fields.get(str(part))
             if field is None:
                 return None

@@ -16,7 +16,7 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import write_index_png
 from beco.evaluation.scores.evaluate import evaluate_predictions
 from beco.evaluation.scores.quality import evaluate_labels
-from beco.evaluation.tables.tables import LabelSource, Run
+from beco.evaluation.tables.tables import LabelSource, MapSource, Run
 
 SIZE = 24
 CLASSES = ["cat & dog", "b|rd$x$"]
@@ -86,23 +86,20 @@ def make_labels(root: Path, manifest: Manifest) -> LabelSource:
             confidence[:, 4] = 0  # knows its mistakes
             put(writer, image_id, label, 1 - confidence)
     evaluate_labels(manifest.split("train"), folder / "labels.h5", folder / "quality")
-    return LabelSource("crf", folder)
+    return LabelSource("crf", folder, "cam")
 
 
-def make_cams(root: Path, manifest: Manifest) -> Path:
+def make_source(root: Path, manifest: Manifest) -> MapSource:
+    """Score maps of one value, and a classifier's scores."""
     with create(root / "cams.h5", settings={"scales": [1.0]}, classes=manifest.classes) as writer:
         for image_id in manifest.split("train").ids:
             values = np.array(manifest.present(image_id))
             cam = np.full((len(values), 6, 6), 0.5, dtype=np.float16)
             writer.put("cam", image_id, cam, classes=values)
-    return root / "cams.h5"
-
-
-def make_classifier(root: Path) -> Path:
     folder = root / "classifier"
     write_json(folder / "classifier.json", {"map": 0.625, "ap": {CLASSES[0]: 0.5, CLASSES[1]: 0.75}})
     pd.DataFrame({"epoch": [0, 1], "loss": [1.0, 0.5]}).to_csv(folder / "history.csv", index=False)
-    return folder
+    return MapSource("cam", root)
 
 
 def write_metrics(folder: Path, miou: float, boundary: float) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from beco.cli.options import ManifestPath, Output, Root, Settings, Split, Threads, app, home
 from beco.errors import UserError
+
+if TYPE_CHECKING:
+    from beco.evaluation.tables.tables import Results
 
 
 @app.command()
@@ -97,7 +101,7 @@ def sweep_labels(
     stage.sweep(pictures, cams, read_settings(Labels, settings), background, output, threads)
 
 
-def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
+def _named(options: Sequence[str], what: str) -> list[tuple[str, Path]]:
     """`name=folder` options as pairs."""
     pairs = [option.partition("=") for option in options]
     wrong = [option for option, (name, _, folder) in zip(options, pairs, strict=True) if not (name and folder)]
@@ -106,9 +110,12 @@ def _named(options: list[str], what: str) -> list[tuple[str, Path]]:
     return [(name, Path(home(folder))) for name, _, folder in pairs]
 
 
-def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
-    """`--runs experiment:seed:labels=folder` and `--labels name=folder` as what the tables are made from."""
-    from beco.evaluation.tables.tables import LabelSource, Run
+def _results(
+    runs: list[str], labels: list[str], published: list[str], sources: Sequence[str] = (), comparisons: str = "{}"
+) -> Results:
+    """The options below as what the tables are made from."""
+    from beco.config import Comparison, parse_yaml, validate
+    from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run
 
     found = []
     for name, folder in _named(runs, "--runs"):
@@ -116,7 +123,15 @@ def _sources(runs: list[str], labels: list[str]) -> tuple[list[Any], list[Any]]:
         if len(parts) != 3 or not parts[1].isdigit():
             raise UserError(f"--runs: expected experiment:seed:labels=folder, found `{name}={folder}`")
         found.append(Run(parts[0], int(parts[1]), parts[2], folder))
-    return found, [LabelSource(name, folder) for name, folder in _named(labels, "--labels")]
+    made = [(name.partition(":"), folder) for name, folder in _named(labels, "--labels")]
+    compared = parse_yaml(comparisons, "--comparisons")
+    return Results(
+        found,
+        [LabelSource(name, folder, source) for (name, _, source), folder in made],
+        [MapSource(name, folder).checked() for name, folder in _named(sources, "--source")],
+        _published(published),
+        {name: validate(Comparison, entry, f"--comparisons: {name}") for name, entry in compared.items()},
+    )
 
 
 def _published(options: list[str]) -> dict[str, str]:
@@ -132,7 +147,12 @@ def _published(options: list[str]) -> dict[str, str]:
 
 Runs = Annotated[list[str], typer.Option(help="experiment:seed:labels=folder of an evaluated training; repeatable")]
 Published = Annotated[list[str], typer.Option(help="experiment=key in beco/schema/published.csv; repeatable")]
-LabelFolders = Annotated[list[str], typer.Option(help="name=folder of evaluated pseudo-labels; repeatable")]
+LabelFolders = Annotated[
+    list[str], typer.Option(help="name=folder of evaluated pseudo-labels, or name:source=folder; repeatable")
+]
+SourceFolders = Annotated[
+    list[str], typer.Option("--source", help="name=folder with cams.h5 and classifier/ of a source; repeatable")
+]
 
 
 @app.command()
@@ -140,13 +160,13 @@ def tables(
     output: Output,
     runs: Runs,
     labels: LabelFolders = [],  # noqa: B006
-    classifier: Annotated[Path | None, typer.Option(help="classifier.json")] = None,
+    sources: SourceFolders = [],  # noqa: B006
     published: Published = [],  # noqa: B006
 ) -> None:
     """Write the tables of recipes, pseudo-labels and classes."""
     from beco.evaluation.tables import table_files as stage
 
-    stage.write_tables(*_sources(runs, labels), classifier, output, _published(published))
+    stage.write_tables(_results(runs, labels, published, sources), output)
 
 
 @app.command()
@@ -161,7 +181,7 @@ def comparison(
     from beco.config import Comparison, read_settings
     from beco.evaluation.tables import comparisons as stage
 
-    stage.write_comparison(read_settings(Comparison, settings), *_sources(runs, labels), output, _published(published))
+    stage.write_comparison(read_settings(Comparison, settings), _results(runs, labels, published), output)
 
 
 @app.command()
@@ -171,23 +191,15 @@ def report(
     output: Output,
     runs: Runs,
     labels: LabelFolders = [],  # noqa: B006
-    cams: Annotated[Path | None, typer.Option(help="cams.h5")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="folder of the classifier")] = None,
+    sources: SourceFolders = [],  # noqa: B006
     published: Published = [],  # noqa: B006
     gallery: Annotated[int, typer.Option(min=0, help="pictures of each split")] = 24,
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
     comparisons: Annotated[str, typer.Option(help="`comparisons` of a configuration: YAML text")] = "{}",
 ) -> None:
     """Write the report: one page that needs nothing beside it."""
-    from beco.config import Comparison, parse_yaml, validate
     from beco.datasets import manifest as manifests
     from beco.evaluation.report import report as stage
 
-    found, sources = _sources(runs, labels)
-    pictures = manifests.read(manifest, root)
-    figures = _published(published)
-    named = parse_yaml(comparisons, "--comparisons")
-    compared = {name: validate(Comparison, entry, f"--comparisons: {name}") for name, entry in named.items()}
-    stage.write_report(
-        pictures, "train", "val", cams, sources, found, classifier, gallery, output, title, figures, compared
-    )
+    results = _results(runs, labels, published, sources, comparisons)
+    stage.write_report(manifests.read(manifest, root), results, gallery, output, title)

@@ -23,6 +23,7 @@ from beco.cli.options import (
     app,
 )
 from beco.errors import UserError
+from beco.schema.slots import LOCALISERS
 
 
 @app.command()
@@ -84,6 +85,12 @@ def train_classifier(
     train_split: Split = "train",
     val_split: Split = "val",
     settings: Settings = None,
+    method: Annotated[str, typer.Option(help="the localiser: a file of beco/stage1/localisers")] = "cam",
+    options: Annotated[str | None, typer.Option(help="settings of the method alone: YAML text or file")] = None,
+    labels: Annotated[Path | None, typer.Option(help="labels.h5 to learn from, where the method wants labels")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="classifier.safetensors to go on from, where the method wants one")
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
     devices: Devices = 1,
@@ -91,15 +98,20 @@ def train_classifier(
     workers: Workers = 0,
     replace: Replace = False,
 ) -> None:
-    """Train the multi-label classifier on image-level labels."""
+    """Train a localiser, such as a multi-label classifier, on image-level labels."""
     from beco.config import Classifier, read_settings
     from beco.datasets import manifest as manifests
-    from beco.stage1.localisers import classifier
+    from beco.schema.stage1 import options_of
+    from beco.stage1 import train as stage
+    from beco.stage1.localisers.base import Inputs
     from beco.training.engine import Compute
 
-    chosen = read_settings(Classifier, settings)
+    own = read_settings(options_of(LOCALISERS.given(method, "--method")), options, "--options").model_dump()
+    inputs = Inputs(labels, start).checked(method)
+    wanted = stage.Wanted(read_settings(Classifier, settings), method, own, inputs)
+    pictures = manifests.read(manifest, root)
     compute = Compute(device, threads, workers, devices, nodes)
-    classifier.train(manifests.read(manifest, root), train_split, val_split, chosen, compute, output, replace)
+    stage.train(pictures.split(train_split), pictures.split(val_split), wanted, compute, output, replace)
 
 
 @app.command()
@@ -117,11 +129,11 @@ def cams(
     """Infer class activation maps."""
     from beco.config import Cam, read_settings
     from beco.datasets import manifest as manifests
-    from beco.stage1.localisers import views as cam
+    from beco.stage1 import views
     from beco.training.engine import Compute
 
     pictures = manifests.read(manifest, root).split(split)
-    cam.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
+    views.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
 
 
 @app.command()

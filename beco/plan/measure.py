@@ -31,9 +31,9 @@ from beco.plan import networks
 from beco.plan.jobs import Applied, Job, Trained, Work
 from beco.plan.pictures import Pictures
 from beco.plan.rates import Point, Rates, key
-from beco.stage1.localisers.classifier import ClassifierTask
 from beco.stage1.refine import labels as labelling
 from beco.stage1.refine.irn_train import IrnTask
+from beco.stage1.train import LocaliserTask
 from beco.training import engine
 from beco.training.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
 from beco.training.engine import Compute, choose_device
@@ -150,7 +150,7 @@ def _stepper(bench: Bench, what: Trained, part: int) -> Task:
     assert isinstance(settings, Classifier | Irn)
     network, size = what.spec.build(), settings.crop.size
     task: nn.Module = (
-        ClassifierTask(network, settings.colour)  # type: ignore[arg-type]
+        LocaliserTask(network, settings.colour)  # type: ignore[arg-type]
         if isinstance(settings, Classifier)
         else IrnTask(network, settings.radius)  # type: ignore[arg-type]
     )

@@ -12,7 +12,7 @@ from beco.benchmark.bare import forward_flops, frozen_flops
 from beco.config import Classifier, Encoder, Network
 from beco.networks import encoders
 from beco.networks.segmenter import build as build_segmenter
-from beco.stage1.localisers import classifier as classifiers
+from beco.stage1 import train as localisers
 from beco.stage1.refine.irn import IrnNetwork
 
 FLOAT = 4  # bytes
@@ -36,7 +36,7 @@ class Spec:
         settings = Classifier.model_validate_json(self.settings)
         settings = settings.model_copy(update={"encoder": _bare(settings.encoder)})
         if self.kind == "classifier":
-            return classifiers.build(settings, self.classes)
+            return localisers.build("cam", settings, self.classes, {})
         built = IrnNetwork(settings.encoder, settings.output_stride, settings.dilate)
         encoders.prepare_backbone(built.backbone, settings.encoder)
         built.backbone.requires_grad_(False)

@@ -31,7 +31,7 @@ from beco.networks.encoders import create_backbone, prepare_backbone
 from beco.networks.frozen import freeze
 from beco.networks.segmenter import backbone_of
 from beco.plan import room
-from beco.stage1.localisers.classifier import unscored
+from beco.stage1.train import unscored
 from beco.training.engine import choose_device
 
 GIB = room.GIB
@@ -125,7 +125,7 @@ def _describe(config: Config, manifest: Manifest, group: Group) -> None:
 
 
 def _smallest_batch(config: Config, pictures: int) -> str:
-    batches = {"classifier": config.classifier.schedule.batch_size}
+    batches = {key: settings.schedule.batch_size for key, settings in config.classifiers().items()}
     batches |= {
         f"experiments.{name}.training": e.training.schedule.batch_size for name, e in config.experiments.items()
     }
@@ -138,8 +138,9 @@ def _smallest_batch(config: Config, pictures: int) -> str:
 
 def _encoders(config: Config) -> dict[str, Backbone]:
     """Every backbone that is built, and how, by the key of the section that sets it."""
-    first = partial(_classifiers, config.classifier)
-    found: dict[str, Backbone] = {"classifier": (config.classifier.encoder, first)}
+    found: dict[str, Backbone] = {}
+    for key, settings in config.classifiers().items():
+        found[key] = settings.encoder, partial(_classifiers, settings)
     for name in sorted({experiment.network for experiment in config.experiments.values()}):
         network = config.networks[name]
         found[f"networks.{name}"] = network.encoder, partial(_networks, network)
@@ -177,13 +178,13 @@ def _weights(config: Config, group: Group) -> None:
 def _imports(config: Config, manifest: Manifest | None, group: Group) -> None:
     """Look whether the folders are there, and with a manifest at a few files of each."""
     for name, recipe in config.labels.items():
-        if recipe.source is None:
+        if recipe.imported is None:
             continue
-        key, path = f"labels.{name}.source.path", recipe.source.path
+        key, path = f"labels.{name}.source.path", recipe.imported.path
         if not Path(path).exists():
             group.problems.append(f"{key}: {path}: no such folder; put the labels there or change the path")
             continue
-        form = recipe.source.format
+        form = recipe.imported.format
         if manifest is not None:
             try:
                 form = imports.look(manifest.split("train"), Path(path), form)
@@ -212,7 +213,7 @@ def _machine(config: Config, manifest: Manifest | None, group: Group) -> None:
         group.notes.append("no GPU: all runs on the CPU")
         if shutil.which("nvidia-smi"):
             group.notes.append("there is a driver (nvidia-smi), but torch sees no GPU; look at `nvidia-smi`")
-        wanted = [("classifier", config.classifier.schedule.precision)]
+        wanted = [(key, settings.schedule.precision) for key, settings in config.classifiers().items()]
         wanted += [
             (f"experiments.{name}.training", e.training.schedule.precision) for name, e in config.experiments.items()
         ]

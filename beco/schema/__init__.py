@@ -4,7 +4,7 @@ from beco.schema.base import Section, nearest
 from beco.schema.dataset import Coco, Dataset, Shapes
 from beco.schema.networks import Encoder, Network
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Optimiser, Schedule, SegmenterOptimiser
-from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels
+from beco.schema.stage1 import Cam, Classifier, Crf, Import, Irn, Labels, Source
 from beco.schema.stage2 import InferenceCrf, Mix, Prediction, Training
 from beco.schema.whole import Comparison, Compute, Config, Experiment, Quality, Shards
 
@@ -35,6 +35,7 @@ __all__ = [
     "SegmenterOptimiser",
     "Shapes",
     "Shards",
+    "Source",
     "Training",
     "nearest",
 ]

@@ -109,4 +109,8 @@ RECIPES = Slot("recipe", "beco.stage2.recipes", {"NETWORKS": 1, "PAIRS": False, 
 """How stage two learns. NETWORKS: how many it trains. PAIRS: it works on pairs of pictures, so a batch is even.
 UNUSED: beginnings of settings, such as `training.mix`, that it does not look at."""
 
-SLOTS = (RECIPES,)
+LOCALISERS = Slot("localiser", "beco.stage1.localisers", {"OPTIONS": {}, "INPUTS": ()})
+"""How stage one comes from image-level labels to score maps. OPTIONS: the settings of its own, see
+`beco.schema.stage1.options_of`. INPUTS: what it wants besides pictures and their labels, of `Source.inputs`."""
+
+SLOTS = (LOCALISERS, RECIPES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, create_model, model_validator
 
-from beco.schema.base import Count, Fraction, Place, Positive, Section
+from beco.schema.base import Count, Fraction, Name, Place, Positive, Section, nearest
 from beco.schema.networks import Encoder
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
+from beco.schema.slots import LOCALISERS
 
 
 class Classifier(Section):
@@ -49,6 +51,69 @@ class Cam(Section):
         None, description="long side at scale 1, pixels; null: the picture's own size"
     )
     batch_size: Count = Field(8, description="pictures of one size processed together")
+
+
+class Source(Section):
+    """A source of score maps: a localiser, how it learns, and how its maps are inferred."""
+
+    method: Annotated[str, AfterValidator(LOCALISERS.check)] = Field(
+        "cam", description="the localiser", json_schema_extra={"enum": list(LOCALISERS.files())}
+    )
+    classifier: Classifier = Field(default_factory=Classifier, description="what differs from the common `classifier`")
+    cam: Cam = Field(default_factory=Cam, description="what differs from the common `cam`")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of the method alone")
+    labels: Name | None = Field(None, description="a name under `labels` to learn from, where the method wants labels")
+    start: Name | None = Field(
+        None, description="a name under `sources` whose network it goes on from, where the method wants one"
+    )
+
+    @staticmethod
+    def inputs() -> dict[str, str]:
+        """What a localiser may want besides pictures and their labels, and what to write to give it."""
+        return {
+            "labels": "labels: a name under labels",
+            "start": "start: a name under sources, whose network it goes on from",
+        }
+
+    @model_validator(mode="after")
+    def _as_its_method_wants(self) -> Source:
+        wanted = LOCALISERS.fact(self.method, "INPUTS")
+        for key, words in self.inputs().items():
+            given = getattr(self, key) is not None
+            if given and key not in wanted:
+                raise ValueError(f"{key}: `{self.method}` does not use it; leave it out")
+            if key in wanted and not given:
+                raise ValueError(f"{key}: `{self.method}` needs it; write {words}")
+        object.__setattr__(self, "options", read_options(self.method, self.options))
+        return self
+
+
+def read_options(method: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a localiser's own, complete; ValueError naming the first that is wrong."""
+    model = options_of(method)
+    try:
+        return model.model_validate(values).model_dump()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        if wrong["type"] == "extra_forbidden":
+            known = nearest(key, model.model_fields) or f"; `{method}` has no options, so remove it"
+            raise ValueError(f"options.{key}: unknown key{known}") from None
+        raise ValueError(f"options.{key}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}") from None
+
+
+@cache
+def options_of(method: str) -> type[Section]:
+    """The settings of a localiser's own as a section, from the OPTIONS of its file.
+
+    Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le` or its `choices`.
+    Its type is the default's.
+    """
+    fields: dict[str, Any] = {}
+    for name, facts in LOCALISERS.fact(method, "OPTIONS").items():
+        kind = Literal[tuple(facts["choices"])] if "choices" in facts else type(facts["default"])
+        fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key != "choices"}))
+    return create_model(f"Options of {method}", __base__=Section, **fields)
 
 
 class Crf(Section):
@@ -117,6 +182,10 @@ class Import(Section):
     format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")
 
 
+IMPORTED, NAMED = "@import", "@name"
+"""What pydantic's errors say of the kind of a `Labels.source`; no key begins like that."""
+
+
 class Labels(Section):
     """A stage-one recipe: from CAMs to pseudo-labels with confidence."""
 
@@ -134,7 +203,20 @@ class Labels(Section):
     )
     crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
     irn: Irn = Field(default_factory=Irn, description="training and random walk (refine: irn)")
-    source: Import | None = Field(None, description="what to import (refine: import)")
+    source: (
+        Annotated[
+            Annotated[Name, Tag(NAMED)] | Annotated[Import, Tag(IMPORTED)],
+            Discriminator(lambda given: NAMED if isinstance(given, str) else IMPORTED),
+        ]
+        | None
+    ) = Field(
+        None, description="a name under `sources`, null: the first; or what to import: {path, format} (refine: import)"
+    )
+
+    @property
+    def imported(self) -> Import | None:
+        """What is imported, if it is."""
+        return self.source if isinstance(self.source, Import) else None
 
     def label_keys(self) -> set[str]:
         """The settings that the labels follow from, given the CAMs or, with refine: irn, the scores of the walk."""
@@ -147,8 +229,10 @@ class Labels(Section):
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> Labels:
-        if self.refine == "import" and self.source is None:
+        if self.refine == "import" and self.imported is None:
             raise ValueError("refine: import needs a source, such as source: {path: pseudo_masks}")
+        if self.refine != "import" and self.imported is not None:
+            raise ValueError("source: a folder is imported with refine: import; set that, or name one of `sources`")
         if self.refine in ("crf", "irn") and self.foreground_threshold <= self.background_threshold:
             raise ValueError("foreground_threshold must exceed background_threshold")
         return self

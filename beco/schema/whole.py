@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,7 +11,7 @@ from beco.schema.base import Count, Fraction, Name, Place, Section, braced, near
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
 from beco.schema.slots import RECIPES
-from beco.schema.stage1 import Cam, Classifier, Labels
+from beco.schema.stage1 import Cam, Classifier, Labels, Source
 from beco.schema.stage2 import Prediction, Training
 
 
@@ -86,8 +86,13 @@ class Config(Section):
         default_factory=dict,
         description="backbones by name; any `encoder` may be such a name, or {like: name, …}",
     )
-    classifier: Classifier = Field(default_factory=Classifier)
-    cam: Cam = Field(default_factory=Cam)
+    classifier: Classifier = Field(default_factory=Classifier, description="common to all sources")
+    cam: Cam = Field(default_factory=Cam, description="common to all sources")
+    sources: dict[Name, Source] = Field(
+        default_factory=lambda: {"cam": Source()},
+        min_length=1,
+        description="where score maps come from, by name; without any: `cam`, made with `classifier` and `cam`",
+    )
     labels: dict[Name, Labels] = Field(min_length=1, description="stage-one recipes by name")
     networks: dict[Name, Network] = Field(min_length=1, description="networks by name")
     training: Training = Field(default_factory=Training, description="common to all experiments")
@@ -104,20 +109,65 @@ class Config(Section):
 
     def needed(self) -> dict[str, str]:
         """Files and folders that stages after the manifest start from, by the key that names them."""
-        found = {"classifier.encoder.weights": self.classifier.encoder.weights}
+        found = {f"{key}.encoder.weights": self.sources[name].classifier.encoder.weights for name, key in self._keys()}
         for name in sorted({experiment.network for experiment in self.experiments.values()}):
             found[f"networks.{name}.encoder.weights"] = self.networks[name].encoder.weights
         found |= {
-            f"labels.{name}.source.path": recipe.source.path for name, recipe in self.labels.items() if recipe.source
+            f"labels.{name}.source.path": recipe.imported.path
+            for name, recipe in self.labels.items()
+            if recipe.imported
         }
         return {key: path for key, path in found.items() if path not in (None, "imagenet", "classifier")}
+
+    def classifiers(self) -> dict[str, Classifier]:
+        """The classifier of each source that something is made of, by the key that sets it."""
+        return {key: self.sources[name].classifier for name, key in self._keys()}
+
+    def _keys(self) -> list[tuple[str, str]]:
+        """The names of the sources that something is made of, and where the classifier of each is set: where it is the
+        common one, there.
+        """
+        return [
+            (name, "classifier" if source.classifier == self.classifier else f"sources.{name}.classifier")
+            for name, source in self.sources.items()
+            if name in self.used_sources()
+        ]
+
+    def used_sources(self) -> list[str]:
+        """The sources whose score maps or networks something is made of, in their order; at least the first."""
+        used = {next(iter(self.sources)), *(self.source_of(name) for name in self.labels)}
+        for name in reversed(self._in_order()):
+            used |= set(self._origins(name)) if name in used else set()
+        return [name for name in self.sources if name in used]
+
+    def source_of(self, labels: str) -> str:
+        """The source of a stage-one recipe: of imported labels and of the training masks, the first."""
+        named = self.labels[labels].source if labels in self.labels else None
+        return named if isinstance(named, str) else next(iter(self.sources))
+
+    def _origins(self, source: str) -> list[str]:
+        """The sources that a source is made of."""
+        found = self.sources[source]
+        return [*([found.start] if found.start else []), *([self.source_of(found.labels)] if found.labels else [])]
+
+    def _in_order(self) -> list[str]:
+        """The sources, each after those that it is made of; ValueError if one is made of itself."""
+        made: list[str] = []
+        while len(made) < len(self.sources):
+            ready = [name for name in self.sources if name not in made and set(self._origins(name)) <= set(made)]
+            if not ready:
+                name = next(name for name in self.sources if name not in made)
+                raise ValueError(f"sources.{name}: made of itself, by way of start or labels; name others")
+            made += ready
+        return made
 
     def pairs_of(self, name: str) -> str | None:
         """The CRF recipe whose labels the IRN of a recipe learns from, where one has the same settings; else None."""
         wanted = self.labels[name].for_pairs()
         settings = wanted.model_dump(include=wanted.label_keys())
         for other, recipe in self.labels.items():
-            if recipe.refine == "crf" and recipe.model_dump(include=recipe.label_keys()) == settings:
+            alike = recipe.refine == "crf" and recipe.model_dump(include=recipe.label_keys()) == settings
+            if alike and self.source_of(other) == self.source_of(name):
                 return other
         return None
 
@@ -127,8 +177,9 @@ class Config(Section):
         if recipe.refine != "irn":
             return None
         keys = {"refine", "irn"} | recipe.for_pairs().label_keys()
-        wanted = recipe.model_dump(include=keys)
-        return next(other for other, found in self.labels.items() if found.model_dump(include=keys) == wanted)
+        wanted = self.source_of(name), recipe.model_dump(include=keys)
+        found = {other: (self.source_of(other), entry.model_dump(include=keys)) for other, entry in self.labels.items()}
+        return next(other for other, one in found.items() if one == wanted)
 
     def swept_settings(self, name: str) -> str:
         """What a sweep depends on, as JSON: of a CRF recipe the CRF; its thresholds are what is swept."""
@@ -137,10 +188,10 @@ class Config(Section):
 
     def swept(self) -> list[str]:
         """The recipes that are swept, if any: not imports, and of those that are swept alike the first."""
-        first: dict[tuple[str, str | None], str] = {}
+        first: dict[tuple[str, str | None, str], str] = {}
         for name, recipe in self.labels.items():
             if recipe.refine != "import":
-                first.setdefault((self.swept_settings(name), self.scores_of(name)), name)
+                first.setdefault((self.swept_settings(name), self.scores_of(name), self.source_of(name)), name)
         return list(first.values()) if self.quality.backgrounds else []
 
     @model_validator(mode="after")
@@ -166,6 +217,12 @@ class Config(Section):
 
         if "truth" in self.labels:
             raise ValueError("labels.truth is reserved for the training masks; choose another name")
+        for name, recipe in self.labels.items():
+            self._named(f"labels.{name}.source", recipe.source, self.sources, "sources")
+        for name, source in self.sources.items():
+            self._named(f"sources.{name}.start", source.start, self.sources, "sources")
+            self._named(f"sources.{name}.labels", source.labels, self.labels, "labels")
+        self._in_order()
         for name, experiment in self.experiments.items():
             if experiment.labels not in [*self.labels, "truth"]:
                 raise ValueError(
@@ -183,6 +240,11 @@ class Config(Section):
                     raise ValueError(wrong)
         return self
 
+    @staticmethod
+    def _named(where: str, name: object, known: dict[str, Any], section: str) -> None:
+        if isinstance(name, str) and name not in known:
+            raise ValueError(f"{where}: no `{name}` under {section}{nearest(name, known)}")
+
     def _protocol(self, experiment: Experiment) -> dict[str, bool]:
         """What holds of how an experiment is measured, in the words of `beco/schema/published.csv`."""
         alone = RECIPES.fact(experiment.recipe, "NETWORKS") == 1
@@ -196,27 +258,31 @@ class Config(Section):
         }
 
     @model_validator(mode="after")
-    def _the_classifier_starts_from_something(self) -> Config:
-        first = self.classifier
-        if first.encoder.weights == "classifier":
-            raise ValueError(
-                "classifier.encoder.weights: the classifier cannot start from itself; name a file, imagenet, or null"
-            )
-        fixed = "batch_norm" if first.batch_norm == "fixed" else ""
-        key = "frozen_stages" if first.frozen_stages is not None else fixed
-        if key and first.encoder.weights is None:
-            raise ValueError(
-                f"classifier.{key}: keeps what the weights know, but classifier.encoder.weights is null; name weights, "
-                f"or leave {key} out"
-            )
+    def _classifiers_start_from_something(self) -> Config:
+        for where, settings in self.classifiers().items():
+            if settings.encoder.weights == "classifier":
+                raise ValueError(
+                    f"{where}.encoder.weights: the classifier cannot start from itself; name a file, imagenet, or null"
+                )
+            fixed = "batch_norm" if settings.batch_norm == "fixed" else ""
+            key = "frozen_stages" if settings.frozen_stages is not None else fixed
+            if key and settings.encoder.weights is None:
+                raise ValueError(
+                    f"{where}.{key}: keeps what the weights know, but {where}.encoder.weights is null; name weights, "
+                    f"or leave {key} out"
+                )
         return self
 
     @model_validator(mode="after")
     def _irn_has_weights(self) -> Config:
         for name, recipe in self.labels.items():
-            if recipe.refine == "irn" and recipe.irn.start == "encoder" and self.classifier.encoder.weights is None:
+            if recipe.refine != "irn" or recipe.irn.start != "encoder":
+                continue
+            source = self.source_of(name)
+            if self.sources[source].classifier.encoder.weights is None:
+                where = dict(self._keys())[source]
                 raise ValueError(
-                    f"labels.{name}.irn.start: encoder, but classifier.encoder.weights is null, and IRN's backbone "
+                    f"labels.{name}.irn.start: encoder, but {where}.encoder.weights is null, and IRN's backbone "
                     "never learns; set start to classifier, or name weights"
                 )
         return self

@@ -30,8 +30,8 @@ STAGES = {
     "beco.evaluation.report.report",
     "beco.evaluation.scores.sweep",
     "beco.evaluation.tables.table_files",
-    "beco.stage1.localisers.views",
-    "beco.stage1.localisers.classifier",
+    "beco.stage1.views",
+    "beco.stage1.train",
     "beco.exchange.imports",
     "beco.stage1.refine.irn_train",
     "beco.stage1.refine.irn_walk",
@@ -100,7 +100,7 @@ def replacing(old: str, new: str) -> Callable[[str], str]:
 def test_the_workflow_asks_for_these_stages() -> None:
     asked = set()
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        asked |= set(re.findall(r'stage_hash\("([\w.]+)"', path.read_text()))
+        asked |= set(re.findall(r'(?:stage_hash|localiser_code)\("([\w.]+)"', path.read_text()))
     assert asked == STAGES
     assert all(re.fullmatch("[0-9a-f]{16}", value) for value in hashes().values())
     assert len(set(hashes().values())) == len(STAGES)
@@ -121,12 +121,12 @@ def test_comments_docstrings_and_layout_do_not_count(changed_by: Edit, change: C
 
 def test_a_docstring_that_comes_or_goes_does_not_count(changed_by: Edit) -> None:
     assert changed_by("crf/refine.py", lambda text: text.split('"""', 2)[2]) == set()
-    assert changed_by("stage1/localisers/views.py", replacing('    """Divide', '    """Other.\n\n    Divide')) == set()
+    assert changed_by("stage1/views.py", replacing('    """Sum', '    """Other.\n\n    Sum')) == set()
 
 
 def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) -> None:
     irn = {"beco.stage1.refine.irn_train", "beco.stage1.refine.irn_walk"}
-    localisers = {"beco.stage1.localisers.classifier", "beco.stage1.localisers.views"}
+    localisers = {"beco.stage1.train", "beco.stage1.views"}
     training = {*localisers, "beco.stage2.train", "beco.stage2.predict", *irn}
     # the sweep makes labels, too
     labels = {"beco.stage1.refine.labels", "beco.exchange.imports", "beco.evaluation.scores.sweep"}
@@ -144,7 +144,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
     assert changed_by("training/engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
     assert changed_by("networks/weights.py", replacing('"fc."', '"fcc."')) == training
     stores = changed_by("artifacts/store.py", replacing("compression_opts=6", "compression_opts=5"))
-    made = {"beco.artifacts.store", "beco.stage1.localisers.views", "beco.stage1.refine.labels", "beco.stage2.train"}
+    made = {"beco.artifacts.store", "beco.stage1.views", "beco.stage1.refine.labels", "beco.stage2.train"}
     assert stores >= made
     assert not stores & {"beco.datasets.formats", "beco.datasets.shapes"}
 

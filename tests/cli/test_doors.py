@@ -23,11 +23,11 @@ from beco.datasets import manifest as manifests
 from beco.datasets.palette import write_index_png
 from beco.errors import UserError
 from beco.evaluation.report.gallery import labels_gallery
-from beco.evaluation.tables.tables import classifier_table
+from beco.evaluation.tables.tables import MapSource, classifier_table
 from beco.networks import encoders
 from beco.networks.segmenter import build
 from beco.networks.weights import write_safetensors
-from beco.stage1.localisers.classifier import CamNetwork
+from beco.stage1 import localisers
 from beco.stage1.maps import CELLS
 from beco.stage1.refine.irn import IrnNetwork
 
@@ -51,7 +51,7 @@ def networks(folder: Path, classes: list[str]) -> None:
     """Untrained networks of each kind, as the trainings save them."""
     encoder, named = Encoder.model_validate(TINY), json.dumps(classes)
     first = {"encoder": encoder.model_dump_json(), "output_stride": "16", "dilate": "true", "classes": named}
-    encoders.save_network(CamNetwork(encoder, 16, len(classes)), folder / "classifier.safetensors", first)
+    encoders.save_network(localisers.make("cam", encoder, 16, len(classes)), folder / "classifier.safetensors", first)
     encoders.save_network(IrnNetwork(encoder, 16), folder / "irn.safetensors", {**first, "start": "classifier"})
     second = {"network": network("deeplabv2").model_dump_json(), "classes": named, "count": "1"}
     member = build(network("deeplabv2"), len(classes))
@@ -171,17 +171,26 @@ def test_another_kind_of_artifact(made: Path, tmp_path: Path, name: str, artifac
 
 @pytest.mark.parametrize("content", [[1], {"miou": 1.0}, {"ap": [1]}])
 def test_tables_of_what_is_no_classifiers_file(tmp_path: Path, content: object) -> None:
-    write_json(tmp_path / "c.json", content)
-    with pytest.raises(UserError, match=r"c\.json: holds no precision by class; give the classifier\.json"):
-        classifier_table(tmp_path / "c.json")
+    write_json(tmp_path / "classifier" / "classifier.json", content)
+    with pytest.raises(UserError, match=r"classifier\.json: holds no precision by class; run beco train-classifier"):
+        classifier_table([MapSource("cam", tmp_path)])
 
 
-@pytest.mark.parametrize("artifact", ["labels.h5", "nothing", "classes"])
-def test_maps_that_a_report_cannot_show(made: Path, artifact: str) -> None:
-    given = artifact if artifact != "classes" else "cams.h5"
+@pytest.mark.parametrize("artifact", ["labels.h5", "classes"])
+def test_maps_that_a_report_cannot_show(made: Path, tmp_path: Path, artifact: str) -> None:
+    shutil.copy(made / (artifact if artifact != "classes" else "cams.h5"), tmp_path / "cams.h5")
     manifest = manifests.read(made / ("classes.csv" if artifact == "classes" else "m.csv"), made / "data")
-    with pytest.raises(UserError, match=given):
-        labels_gallery(manifest.split("train"), made / given, [], 1)
+    with pytest.raises(UserError, match=r"cams\.h5"):
+        labels_gallery(manifest.split("train"), [MapSource("cam", tmp_path)], [], 1)
+
+
+def test_a_source_that_holds_nothing(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("tables", "report"):
+        given = ["--source", f"cam={tmp_path / 'empty'}", "--runs", f"one:0:crf={made}"]
+        more = ["--manifest", str(made / "m.csv"), "--root", str(made / "data")] * (name == "report")
+        line = refused(made, tmp_path, [name, *given, *more, "--output", str(tmp_path / "out" / "new")])
+        assert "empty: holds neither cams.h5 nor classifier/classifier.json" in line, line
 
 
 def other(layer: str, array: object) -> Callable[[h5py.File], None]:
@@ -276,7 +285,9 @@ def test_maps_that_are_no_activations(made: Path, tmp_path: Path, numbers: str) 
                                         for word in DOORS[name](made, RIGHT[name])])  # fmt: skip
         assert mine in line and " a h" in line, line
     with pytest.raises(UserError, match=r"cams\.h5"):
-        labels_gallery(manifests.read(made / "m.csv", made / "data").split("train"), tmp_path / "cams.h5", [], 1)
+        labels_gallery(
+            manifests.read(made / "m.csv", made / "data").split("train"), [MapSource("cam", tmp_path)], [], 1
+        )
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)

@@ -17,7 +17,7 @@ from beco.config import Comparison, Training, parse_yaml, validate_config
 from beco.errors import UserError
 from beco.evaluation.report.figures import setting_curve
 from beco.evaluation.tables.comparisons import comparison_table, note, printed, sections, setting, write_comparison
-from beco.evaluation.tables.tables import LabelSource, Run, run_table
+from beco.evaluation.tables.tables import LabelSource, Results, Run, run_table
 
 NAMES = ["single", "half", "beco", "wide", "truth"]
 
@@ -119,7 +119,7 @@ def test_one_protocol_is_a_note_and_two_are_a_column(world: Any) -> None:
 
 def test_files(world: Any, tmp_path: Path) -> None:
     comparison = Comparison(title="A & B", experiments=["single", "half"], vary=["training.mix.probability"])
-    write_comparison(comparison, *world, tmp_path / "out" / "mix.csv")
+    write_comparison(comparison, Results(*world), tmp_path / "out" / "mix.csv")
     saved = pd.read_csv(tmp_path / "out" / "mix.csv")
     assert saved["training.mix.probability"].fillna(-1).tolist() == [-1, 0.25] and saved["over"].tolist()[1] == "single"
     text = (tmp_path / "out" / "mix.md").read_text()

@@ -13,7 +13,7 @@ from results_for_tests import make_labels, make_manifest, make_run, write_metric
 from beco.evaluation.report.report import write_report
 from beco.evaluation.scores.differences import difference_table, interval
 from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, write_tables
-from beco.evaluation.tables.tables import RUN_NUMBERS, Run
+from beco.evaluation.tables.tables import RUN_NUMBERS, Results, Run
 
 
 def table(*runs: tuple[str, int, str, float]) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def test_the_files(tmp_path: Path) -> None:
     runs = [Run(name, seed, "crf", tmp_path / f"{name}{seed}") for name in ("single", "beco") for seed in (0, 1)]
     for run, miou in zip(runs, (0.50, 0.50, 0.52, 0.54), strict=True):
         write_metrics(run.folder, miou, miou / 2)
-    write_tables(runs, [], None, tmp_path / "two")
+    write_tables(Results(runs, []), tmp_path / "two")
     found = pd.read_csv(tmp_path / "two" / "differences.csv")
     assert found["miou"].tolist() == pytest.approx([0.03]) and found["miou_by_seed"].tolist() == ["0.020000;0.040000"]
     # 0.01 · 12.706205 on either side
@@ -76,13 +76,13 @@ def test_the_files(tmp_path: Path) -> None:
         "| beco − single | crf | 2 | +3.0 (−9.7 to +15.7) | – | +1.5 (−4.9 to +7.9) | – | +0.0 (+0.0 to +0.0) | – |\n"
     )
     assert line + f"\n{DIFFERENCES_NOTE}\n" in (tmp_path / "two" / "differences.md").read_text()
-    write_tables(runs[::2], [], None, tmp_path / "one")
+    write_tables(Results(runs[::2], []), tmp_path / "one")
     assert (tmp_path / "one" / "differences.csv").read_text().startswith("experiment,minus,labels,seeds,seed_list,miou")
     assert (
         "| beco − single | crf | 1 | +2.0 | – | +1.0 | – | +0.0 | – |\n"
         in (tmp_path / "one" / "differences.md").read_text()
     )
-    write_tables(runs[:1], [], None, tmp_path / "none")
+    write_tables(Results(runs[:1], []), tmp_path / "none")
     assert (tmp_path / "none" / "differences.csv").read_text().count("\n") == 1
     assert (tmp_path / "none" / "differences.md").read_text().count("\n") == 4  # header, rule, the note
 
@@ -92,8 +92,8 @@ def test_the_report_shows_them_if_there_are_any(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, manifest, name, seed, "crf", shift) for name, seed, shift in (
         ("single", 0, 3), ("single", 1, 2), ("beco", 0, 1), ("beco", 1, 2))]  # fmt: skip
     sources = [make_labels(tmp_path, manifest)]
-    write_report(manifest, "train", "val", None, sources, runs, None, 0, tmp_path / "two.html")
-    write_report(manifest, "train", "val", None, sources, runs[:2], None, 0, tmp_path / "one.html")
+    write_report(manifest, Results(runs, sources), 0, tmp_path / "two.html")
+    write_report(manifest, Results(runs[:2], sources), 0, tmp_path / "one.html")
     two, one = Page(tmp_path / "two.html").text, Page(tmp_path / "one.html").text
     assert "beco − single" in two and "seeds are those of the second stage alone" in two
     assert "beco − single" not in one and "Seed by seed" not in one

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from plans import config
-from results_for_tests import ODD, make_cams, make_labels, make_manifest, make_run
+from results_for_tests import ODD, make_labels, make_manifest, make_run, make_source
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from beco.artifacts.files import read_json, write_json
@@ -24,9 +24,9 @@ from beco.datasets.palette import write_index_png
 from beco.errors import UserError
 from beco.evaluation.report.report import write_report
 from beco.evaluation.tables.table_files import write_tables
-from beco.evaluation.tables.tables import LabelSource
+from beco.evaluation.tables.tables import LabelSource, Results
 from beco.project import check
-from beco.stage1.localisers import classifier
+from beco.stage1 import train as classifier
 from beco.stage2.validate import Validator
 from beco.training.engine import Compute
 
@@ -45,6 +45,11 @@ def pictures(root: Path, train: list[list[int]], val: list[list[int]], size: tup
         row = {"image_id": f"{number}", "split": split, "image": f"{number}.png", "mask": ""}
         rows.append(row | {"width": size[1], "height": size[0]} | dict(zip(classes, shown, strict=True)))
     return Manifest(root, pd.DataFrame(rows).set_index("image_id"), classes)
+
+
+def train_classifier(manifest: Manifest, val: str, settings: Classifier, output: Path, replace: bool = False) -> None:
+    wanted = classifier.Wanted(settings)
+    classifier.train(manifest.split("train"), manifest.split(val), wanted, Compute("cpu"), output, replace)
 
 
 def strict(path: Path) -> dict[str, object]:
@@ -95,7 +100,7 @@ def test_a_classifier_ends_well_and_tells_before_what_it_cannot_score(
 ) -> None:
     manifest = pictures(tmp_path, train, val)
     with caplog.at_level(logging.INFO, "beco"):
-        classifier.train(manifest, "train", "val", SETTINGS, Compute("cpu"), tmp_path / "out", False)
+        train_classifier(manifest, "val", SETTINGS, tmp_path / "out")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [said in text for text in warnings] == ([True] if said else [])
     assert not said or caplog.records[0].levelno == logging.WARNING  # first of all, not after hours
@@ -117,7 +122,7 @@ def test_check_tells_what_will_not_be_scored_and_which_value_is_which_class(tmp_
 def test_a_split_without_pictures_is_refused_before_the_training(tmp_path: Path) -> None:
     manifest = pictures(tmp_path, [[1], [1]], [[1]])
     with pytest.raises(UserError, match="split `test`: no pictures"):
-        classifier.train(manifest, "train", "test", SETTINGS, Compute("cpu"), tmp_path / "out", False)
+        train_classifier(manifest, "test", SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +131,7 @@ def test_pictures_of_one_pixel_and_smaller_than_the_crop(tmp_path: Path, size: t
     manifest = pictures(tmp_path, [[1, 0], [0, 1]], [[1, 1]], size)
     for crop in (Crop(size=32), Crop(size=32, scales=[0.5]), Crop(size=32, long_side=(32, 48))):
         settings = SETTINGS.model_copy(update={"crop": crop})
-        classifier.train(manifest, "train", "val", settings, Compute("cpu"), tmp_path / "out", True)
+        train_classifier(manifest, "val", settings, tmp_path / "out", True)
     assert strict(tmp_path / "out" / "classifier.json")["map"] == 1
 
 
@@ -148,11 +153,10 @@ def test_tables_and_report_where_pictures_classes_and_the_classifier_have_no_num
 ) -> None:
     runs = [make_run(tmp_path, sparse, name, seed, "crf", 1) for name in ("single", "beco") for seed in (0, 1)]
     labels = make_labels(tmp_path, sparse)
-    folder = tmp_path / "classifier"
-    write_json(folder / "classifier.json", {"map": None, "ap": dict.fromkeys(sparse.classes)})
-    write_tables(runs, [labels], folder / "classifier.json", tmp_path / "tables")
-    arguments = (sparse, "train", "val", make_cams(tmp_path, sparse), [labels], runs, folder, 4)
-    write_report(*arguments, tmp_path / "report.html")
+    results = Results(runs, [labels], [make_source(tmp_path, sparse)])
+    write_json(tmp_path / "classifier" / "classifier.json", {"map": None, "ap": dict.fromkeys(sparse.classes)})
+    write_tables(results, tmp_path / "tables")
+    write_report(sparse, results, 4, tmp_path / "report.html")
     for path in (runs[0].folder / "metrics.json", labels.quality / "metrics.json"):
         metrics = strict(path)
         assert metrics["iou"]["never"] is None and metrics["miou"] is not None  # type: ignore[index]
@@ -168,9 +172,9 @@ def test_a_single_evaluation_picture_has_tables_intervals_and_a_report(tmp_path:
     whole = make_manifest(tmp_path)
     manifest = replace(whole, table=whole.table.drop(index=ODD))
     runs = [make_run(tmp_path, manifest, name, seed, "crf", seed) for name in ("single", "beco") for seed in (0, 1)]
-    write_tables(runs, [], None, tmp_path / "tables")
+    write_tables(Results(runs, []), tmp_path / "tables")
     sources: list[LabelSource] = []
-    write_report(manifest, "train", "val", None, sources, runs, None, 4, tmp_path / "report.html")
+    write_report(manifest, Results(runs, sources), 4, tmp_path / "report.html")
     assert read_json(runs[0].folder / "metrics.json")["pictures"] == 1
     assert len(pd.read_csv(tmp_path / "tables" / "differences.csv")) == 1
 

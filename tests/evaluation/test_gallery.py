@@ -26,7 +26,7 @@ from beco.evaluation.report.layers import ERRORS, SAFE, detail, error_index, hea
 from beco.evaluation.report.report import write_report
 from beco.evaluation.scores.evaluate import evaluate_predictions
 from beco.evaluation.scores.quality import evaluate_labels
-from beco.evaluation.tables.tables import LabelSource, Run
+from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run
 
 
 def test_kinds_of_error() -> None:
@@ -145,7 +145,8 @@ def test_1449_pictures_of_each_split_stay_within_50_megabytes(tmp_path: Path, mo
     monkeypatch.setattr(gallery, "detail", lambda pictures, layers: detail(1449, layers))
     sizes = []
     for shown in (1, len(names)):
-        write_report(manifest, "train", "val", tmp_path / "cams.h5", sources, runs, None, shown, tmp_path / "page.html")
+        results = Results(runs, sources, [MapSource("cam", tmp_path)])
+        write_report(manifest, results, shown, tmp_path / "page.html")
         sizes.append((tmp_path / "page.html").stat().st_size)
     assert (tmp_path / "page.html").read_text().count("<article") == 2 * len(names)
     more = (sizes[1] - sizes[0]) / (len(names) - 1)

@@ -24,7 +24,7 @@ from beco.evaluation.scores.quality import Trust, auroc, evaluate_labels, not_as
 from beco.evaluation.scores.sweep import sweep
 from beco.evaluation.tables.label_tables import label_table, sweep_table
 from beco.evaluation.tables.table_files import write_tables
-from beco.evaluation.tables.tables import LabelSource
+from beco.evaluation.tables.tables import LabelSource, Results
 from beco.stage1.maps import CELLS
 from beco.stage1.refine import labels as stage
 
@@ -232,7 +232,7 @@ def test_tables_and_figures_of_sweeps(tmp_path: Path) -> None:
         sources.append(source)
     table = sweep_table(sources)
     assert table[table["best"]][["labels", "background"]].to_numpy().tolist() == [["cam", 0.2], ["crf", 0.1]]
-    write_tables([], sources, None, tmp_path / "tables")
+    write_tables(Results([], sources), tmp_path / "tables")
     lines = (tmp_path / "tables" / "sweep.md").read_text().splitlines()
     assert lines[0] == "| mIoU (%) at background | 0.1 | 0.2 | 0.3 |"
     assert lines[2:4] == ["| cam | 30.0 | 50.0* | 40.0 |", "| crf | 60.0* | 20.0 | 10.0 |"]

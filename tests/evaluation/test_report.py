@@ -15,18 +15,17 @@ from results_for_tests import (
     CLASSES,
     COMPARED,
     ODD,
-    make_cams,
-    make_classifier,
     make_labels,
     make_manifest,
     make_run,
+    make_source,
 )
 
 from beco.artifacts.files import read_json
 from beco.datasets.manifest import Manifest
 from beco.evaluation.report.gallery import changes, extremes, picture_scores, results_gallery, worst_first
 from beco.evaluation.report.report import summary, write_report
-from beco.evaluation.tables.tables import LabelSource, Run
+from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run
 
 # --- summary ------------------------------------------------------------------------------------------------
 
@@ -74,10 +73,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
         ("full", 0, "truth", 0))]  # fmt: skip
     output = root / "report.html"
     write_report(
-        manifest, "train", "val", make_cams(root, manifest), [make_labels(root, manifest)], runs,
-        make_classifier(root), 8, output, title="Tiny <set>",
-        compared=COMPARED,
-    )  # fmt: skip
+        manifest,
+        Results(runs, [make_labels(root, manifest)], [make_source(root, manifest)], compared=COMPARED),
+        8,
+        output,
+        title="Tiny <set>",
+    )
     return root, Page(output)
 
 
@@ -124,7 +125,7 @@ def test_report_is_made_the_same_again(built: tuple[Path, Page], tmp_path: Path)
     runs = [Run(name, seed, "crf", root / name / f"seed{seed}") for name, seed in (("beco", 0), ("single", 0))]
     sources = [LabelSource("crf", root / "labels")]
     for name in ("a.html", "b.html"):
-        write_report(manifest, "train", "val", root / "cams.h5", sources, runs, None, 1, root / name)
+        write_report(manifest, Results(runs, sources, [MapSource("cam", root)]), 1, root / name)
     assert (root / "a.html").read_bytes() == (root / "b.html").read_bytes()
     assert len((root / "a.html").read_bytes()) < len(page.source.encode())
 
@@ -137,7 +138,7 @@ def test_comparisons_are_tables_with_figures(built: tuple[Path, Page]) -> None:
 
 
 def test_report_with_nothing_in_it(tmp_path: Path) -> None:
-    write_report(make_manifest(tmp_path), "train", "val", None, [], [], None, 0, tmp_path / "report.html")
+    write_report(make_manifest(tmp_path), Results([], []), 0, tmp_path / "report.html")
     assert "No result to report" in Page(tmp_path / "report.html").text
 
 

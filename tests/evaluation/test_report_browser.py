@@ -15,11 +15,10 @@ from results_for_tests import (
     COMPARED,
     ODD,
     SIZE,
-    make_cams,
-    make_classifier,
     make_labels,
     make_manifest,
     make_run,
+    make_source,
     truth_of,
 )
 
@@ -27,6 +26,7 @@ from beco.datasets.palette import read_index_png, voc_palette
 from beco.evaluation.report import report
 from beco.evaluation.report.gallery import results_gallery
 from beco.evaluation.report.layers import ERRORS, SAFE, error_index
+from beco.evaluation.tables.tables import Results
 from beco.schema.published import figures
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium; apt-get install chromium")
@@ -78,10 +78,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("single", 0, "crf", 3), ("single", 1, "crf", 2), ("beco", 0, "crf", 1), ("beco", 1, "crf", 2),
         ("a_rather_long_name_of_an_experiment", 0, "crf", 4), ("full", 0, "truth", 0))]  # fmt: skip
     report.write_report(
-        manifest, "train", "val", make_cams(root, manifest), [make_labels(root, manifest)], runs,
-        make_classifier(root), 8, root / "report.html", title="Tiny <set>",
-        compared=COMPARED,
-    )  # fmt: skip
+        manifest,
+        Results(runs, [make_labels(root, manifest)], [make_source(root, manifest)], compared=COMPARED),
+        8,
+        root / "report.html",
+        title="Tiny <set>",
+    )
     return root / "report.html"
 
 
@@ -320,7 +322,7 @@ def test_1449_pictures_are_built_as_they_come_into_view(
     monkeypatch.setattr(report, "results_gallery", many)
     manifest = make_manifest(page.parent)
     runs = [make_run(tmp_path, manifest, "beco", 0, "crf", 1)]
-    report.write_report(manifest, "train", "val", None, [], runs, None, 8, tmp_path / "many.html")
+    report.write_report(manifest, Results(runs, []), 8, tmp_path / "many.html")
     count = 'await reach("#results-gallery"); return ["article", ".stage"].map(query => $$(query).length);'
     pictures, built = look(browser, tmp_path / "many.html", count)
     assert pictures == 1449 + 2 and 0 < built < 100

@@ -26,7 +26,7 @@ from beco.evaluation.report.layers import unsqueezed
 from beco.evaluation.report.report import write_report
 from beco.evaluation.scores.evaluate import evaluate_predictions
 from beco.evaluation.tables.table_files import write_tables
-from beco.evaluation.tables.tables import LabelSource, Run, mean_std, percent, protocol_text, run_table
+from beco.evaluation.tables.tables import LabelSource, Results, Run, mean_std, percent, protocol_text, run_table
 
 # --- one split ----------------------------------------------------------------------------------------------
 
@@ -91,9 +91,9 @@ def test_a_split_without_masks_is_no_error(tmp_path: Path) -> None:
     assert source.metrics()["miou"] is None and source.metrics()["uncertain"] == 1 / SIZE
     assert (run.folder / "per_class.csv").read_text().count("\n") == 1  # the header
     assert (run.folder / "per_image.csv").read_text() == "image_id,pixel_accuracy,miou\n"
-    write_tables([run], [source], None, tmp_path / "tables")
+    write_tables(Results([run], [source]), tmp_path / "tables")
     assert pd.read_csv(tmp_path / "tables" / "recipes.csv")["miou"].isna().all()
-    write_report(manifest, "train", "val", None, [source], [run], None, 2, tmp_path / "report.html")
+    write_report(manifest, Results([run], [source]), 2, tmp_path / "report.html")
     assert "No result to report: split <code>val</code> has no masks" in (tmp_path / "report.html").read_text()
 
 
@@ -106,7 +106,7 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
     for run, miou in zip(runs, (0.50, 0.54, 0.8), strict=True):
         write_metrics(run.folder, miou, miou / 2)
     write_metrics(tmp_path / "labels" / "quality", 0.47, 0.3)
-    write_tables(runs, [LabelSource("crf", tmp_path / "labels")], None, tmp_path / "out")
+    write_tables(Results(runs, [LabelSource("crf", tmp_path / "labels")]), tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "recipes.csv", index_col="experiment")
     assert table.loc["beco", "miou"] == pytest.approx(0.52)
     assert table.loc["beco", "miou_std"] == pytest.approx(0.02 * 2**0.5)  # (0.02² + 0.02²) / (2 − 1)
@@ -127,7 +127,7 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
 
 
 def test_tables_of_nothing(tmp_path: Path) -> None:
-    write_tables([], [], None, tmp_path)
+    write_tables(Results([], []), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         f"{name}.{kind}"
@@ -142,7 +142,7 @@ def test_tables_of_nothing(tmp_path: Path) -> None:
 def test_a_metrics_file_without_metrics_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", {"loss": 1})
     with pytest.raises(UserError, match=r"metrics\.json: holds no metrics"):
-        write_tables([Run("beco", 0, "crf", tmp_path)], [], None, tmp_path / "out")
+        write_tables(Results([Run("beco", 0, "crf", tmp_path)], []), tmp_path / "out")
 
 
 def test_numbers_in_words() -> None:

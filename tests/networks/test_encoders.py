@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks import encoders
-from beco.stage1.localisers import classifier
-from beco.stage1.localisers.classifier import CamNetwork
+from beco.stage1 import localisers
+from beco.stage1 import train as classifier
 
 TINY = {"channels": [8, 16, 24, 32]}  # all unlike, so that every layer has its downsampling at any stride
 
@@ -242,7 +242,7 @@ def test_shortcuts_move_nothing(name: str, options: dict[str, Any], stride: int)
 
 def network_from_before(folder: Path, settings: Encoder) -> Path:
     """A classifier as older versions wrote it, without a word about its shortcuts."""
-    network = CamNetwork(settings, 8, 2)
+    network = localisers.make("cam", settings, 8, 2)
     metadata = {"encoder": settings.model_dump_json(), "output_stride": "8", "classes": '["a", "b"]'}
     encoders.save_network(network, folder / "new.safetensors", metadata)
     assert classifier.load(folder / "new.safetensors")

@@ -35,7 +35,7 @@ from beco.networks.segmenter import Segmenter
 from beco.project import check
 from beco.project import init as project
 from beco.project.init import Facts, Machine, Start
-from beco.stage1.localisers.classifier import CamNetwork
+from beco.stage1 import localisers
 
 NAMES = ["park/Tag {:02d}.webp", "großer garten {:02d}.png", "{:02d}.jpg"]
 
@@ -333,7 +333,7 @@ def test_estimates_by_hand(own: Path, tmp_path: Path) -> None:
     pictures = manifests.read(tmp_path / "manifest.csv", own / "my pictures")
     assert check.memory(config, pictures, on_gpu=True) == 2 * 2**30 + 3 * 4 * 48 * 48 * 7
     assert check.memory(config, pictures) == 2 * 2**30 + check.learning(config, pictures)  # two networks, 16 pictures
-    classifier = CamNetwork(config.classifier.encoder, config.classifier.output_stride, 6)
+    classifier = localisers.make("cam", config.classifier.encoder, config.classifier.output_stride, 6)
     segmenter = Segmenter(next(iter(config.networks.values())), 6)
     parameters = sum(p.numel() for network in (classifier, segmenter, segmenter) for p in network.parameters())
     shown = int(pictures.split("train").labels().sum())

@@ -46,6 +46,7 @@ PATHS: dict[str, Any] = {
 
 
 def at(config: Any, path: str) -> Any:
+    """What lies under a dotted key."""
     for name in path.split("."):
         config = config[name] if isinstance(config, dict) else getattr(config, name)
     return config
@@ -55,6 +56,8 @@ def with_path(key: str, value: str) -> dict[str, Any]:
     values = changed(key, value)
     if PATHS.get(key):
         values["dataset"] = {**PATHS[key], **values["dataset"]}
+    if key == "labels.crf.source.path":
+        values["labels"]["crf"]["refine"] = "import"
     return values
 
 

@@ -19,7 +19,7 @@ from beco.config import validate_config
 from beco.errors import UserError
 from beco.evaluation.report.report import write_report
 from beco.evaluation.tables.table_files import MEAN_NOTE, latex, write_tables
-from beco.evaluation.tables.tables import Run, run_table
+from beco.evaluation.tables.tables import Results, Run, run_table
 from beco.schema.published import figures
 
 BECO = "beco/voc12/val/deeplabv3plus-resnet101d"
@@ -95,7 +95,7 @@ def test_the_columns_by_hand(tmp_path: Path) -> None:
     for run, miou in zip(runs, (0.70, 0.71, 0.5, 0.5, 0.6, 0.6), strict=True):
         write_metrics(run.folder, miou, 0.5)
     published = {"beco": BECO, "v2": "beco/voc12/val/deeplabv2-resnet101"}
-    write_tables(runs, [], None, tmp_path / "out", published)
+    write_tables(Results(runs, [], published=published), tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "recipes.csv", index_col="experiment")
     assert table.loc["beco", "published"] == 0.721
     assert table.loc["beco", "minus_published"] == pytest.approx(0.705 - 0.721)
@@ -144,7 +144,7 @@ def test_the_report_has_the_column_if_a_figure_is_named(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, manifest, name, 0, "crf", 1) for name in ("beco", "v2")]
     sources, page = [make_labels(tmp_path, manifest)], tmp_path / "page.html"
     for published in (None, {"beco": BECO, "v2": "beco/voc12/val/deeplabv2-resnet101"}):
-        write_report(manifest, "train", "val", None, sources, runs, None, 0, page, None, published)
+        write_report(manifest, Results(runs, sources, published=published), 0, page)
         text, html = Page(page).text, page.read_text()
         assert MEAN_NOTE in text
         assert ("ours − published" in text) == ("72.1" in text) == (published is not None)

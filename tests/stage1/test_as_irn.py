@@ -27,8 +27,9 @@ from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks import segmenter as networks
 from beco.networks.frozen import freeze
-from beco.stage1.localisers import classifier
-from beco.stage1.localisers.classifier import CamNetwork, ClassifierTask
+from beco.stage1 import train as classifier
+from beco.stage1.localisers.base import Localiser
+from beco.stage1.train import LocaliserTask
 from beco.training.engine import Compute, fit, make_optimiser
 from beco.training.sampling import Draws
 
@@ -67,10 +68,10 @@ class Pictures(Dataset[dict[str, Tensor]]):
         return {"image": self.image[key[0]], "target": self.target[key[0]]}
 
 
-def network(settings: Classifier) -> CamNetwork:
+def network(settings: Classifier) -> Localiser:
     """A network whose batch norm has statistics, scales and shifts unlike fresh ones."""
     torch.manual_seed(1)
-    built = classifier.build(settings, CLASSES)
+    built = classifier.build("cam", settings, CLASSES, {})
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for layer in built.modules():
@@ -81,7 +82,7 @@ def network(settings: Classifier) -> CamNetwork:
     return built
 
 
-def trained(settings: Classifier, folder: Path, task: type[ClassifierTask] = ClassifierTask) -> dict[str, Tensor]:
+def trained(settings: Classifier, folder: Path, task: type[LocaliserTask] = LocaliserTask) -> dict[str, Tensor]:
     built = network(settings)
     given = (settings.schedule, settings.optimiser, 0, folder, {}, Compute("cpu"), "classifier")
     fit(task(built, settings.colour), Pictures(), *given)
@@ -168,7 +169,7 @@ def test_without_one_of_the_settings_it_is_another_training(
     assert furthest(trained(Classifier.model_validate(AS_IRN | change), tmp_path), expected) > 1e-3
 
 
-class Broken(ClassifierTask):
+class Broken(LocaliserTask):
     """Does not survive the last step."""
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
@@ -238,18 +239,18 @@ def test_stages_that_are_not() -> None:
 def test_the_optimiser_is_not_given_what_is_frozen(name: str) -> None:
     settings = Classifier.model_validate(AS_IRN | {"optimiser": {"name": name}})
     built = network(settings)
-    optimiser = make_optimiser(ClassifierTask(built, colour=False), settings.optimiser)
+    optimiser = make_optimiser(LocaliserTask(built, colour=False), settings.optimiser)
     held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
     names = {key.split(".")[1] for key, parameter in built.named_parameters() if id(parameter) in held}
     assert names == {"layer3", "layer4", "weight"}
     assert [group["factor"] for group in optimiser.param_groups] == [1, 10]
     head_alone = network(settings.model_copy(update={"frozen_stages": 4}))
-    assert len(make_optimiser(ClassifierTask(head_alone, False), settings.optimiser).param_groups) == 1
+    assert len(make_optimiser(LocaliserTask(head_alone, False), settings.optimiser).param_groups) == 1
 
 
 def test_fixed_statistics_stay_and_their_scale_learns() -> None:
     built = network(Classifier.model_validate(AS_IRN | {"frozen_stages": None}))
-    task = ClassifierTask(built, colour=False)
+    task = LocaliserTask(built, colour=False)
     for mode in (True, False, True):
         task.train(mode)
         norms = [layer for layer in built.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -21,7 +21,7 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks import encoders
-from beco.stage1.localisers.classifier import CamNetwork
+from beco.stage1 import localisers
 from beco.stage1.maps import CELLS
 from beco.stage1.refine import irn, irn_train, irn_walk, labels
 from beco.training.engine import Compute
@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifests.write(table.reset_index(), folder / "manifest.csv")
     torch.manual_seed(2)
     metadata = {"encoder": SMALL.model_dump_json(), "output_stride": "16", "classes": json.dumps(built.classes)}
-    encoders.save_network(CamNetwork(SMALL, 16, len(built.classes)), folder / "classifier.safetensors", metadata)
+    encoders.save_network(
+        localisers.make("cam", SMALL, 16, len(built.classes)), folder / "classifier.safetensors", metadata
+    )
     pictures, generator = read(folder), np.random.default_rng(3)
     with create(folder / "cams.h5", classes=built.classes, **CELLS) as writer:
         for image_id in pictures.ids:
@@ -166,7 +168,7 @@ def classifier_of(folder: Path, name: str, seed: int, **changes: str) -> Path:
     encoder = SMALL.model_copy(update={"weights": str(weights)})
     metadata = {"encoder": encoder.model_dump_json(), "output_stride": "16", "classes": json.dumps(shapes.CLASSES)}
     path = folder / f"{name}.safetensors"
-    network = CamNetwork(SMALL, 16, len(shapes.CLASSES), dilate=False)
+    network = localisers.make("cam", SMALL, 16, len(shapes.CLASSES), dilate=False)
     encoders.save_network(network, path, metadata | {"dilate": "false"} | changes)
     return path
 

@@ -29,15 +29,18 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks import encoders
-from beco.stage1.localisers import classifier
-from beco.stage1.localisers import views as cam
-from beco.stage1.localisers.classifier import CamNetwork, ClassifierTask
+from beco.stage1 import localisers
+from beco.stage1 import train as classifier
+from beco.stage1 import views as cam
+from beco.stage1.localisers.base import Localiser
 from beco.stage1.refine import labels
+from beco.stage1.train import LocaliserTask
 from beco.training.batches import size_batches
 from beco.training.engine import Compute
 from beco.training.sampling import Draws
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
+NONE = torch.zeros(1, 1)  # which classes are shown does not matter to these maps
 
 
 class Centre(nn.Module):
@@ -49,40 +52,40 @@ class Centre(nn.Module):
         self.backbone.feature_info = FeatureInfo([{"num_chs": 3, "reduction": stride, "module": "x"}], (0,))
         self.stride = stride
 
-    def maps(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, self.stride, ceil_mode=True) - 0.25
+    def view(self, images: Tensor, targets: Tensor) -> Tensor:
+        return (F.avg_pool2d(images, self.stride, ceil_mode=True) - 0.25).relu()
 
 
 # --- class maps ---------------------------------------------------------------------------------------------
 
 
-def test_normalise_by_hand() -> None:
+def test_normalise_by_hand(network: Localiser) -> None:
     planes = torch.tensor([[[0.0, 2.0], [4.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    found = cam.normalise(planes)
+    found = network.normalised(planes)
     assert found[0].tolist() == [
         [0, pytest.approx(0.5, abs=1e-5)],
         [pytest.approx(1, abs=1e-5), pytest.approx(0.25, abs=1e-5)],
     ]
     assert float(found[0].max()) < 1  # 1e-5 is added below the line
     assert not found[1].any()  # and a map without any activation stays empty
-    assert cam.normalise(torch.zeros(0, 2, 3)).shape == (0, 2, 3)
+    assert network.normalised(torch.zeros(0, 2, 3)).shape == (0, 2, 3)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (65, 47), (33, 34)])
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_grid_is_a_quarter_of_the_picture_rounded_up(size: tuple[int, int], flip: bool) -> None:
-    found = cam.multi_scale_maps(Centre(), torch.rand(2, 3, *size), Cam(scales=[1, 0.5], flip=flip))
+    found = cam.multi_scale_maps(Centre(), torch.rand(2, 3, *size), NONE, Cam(scales=[1, 0.5], flip=flip))
     assert found.shape == (2, 3, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
 
 
 def test_maps_of_one_scale_by_hand() -> None:
     images = torch.zeros(1, 3, 8, 8)
     images[:, 0, :, 4:] = 1.25  # the map is 1 in the right half, −0.25 elsewhere: ReLU gives 0
-    straight = cam.multi_scale_maps(Centre(), images, Cam(scales=[1], flip=False))
+    straight = cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=False))
     assert straight[0, 0].tolist() == [[0, 1], [0, 1]] and not straight[0, 1:].any()
-    both = cam.multi_scale_maps(Centre(), images, Cam(scales=[1], flip=True))
+    both = cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=True))
     assert torch.equal(both, 2 * straight)  # a sum, and the mirrored map is mirrored back
-    assert torch.equal(cam.multi_scale_maps(Centre(), images, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
+    assert torch.equal(cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (81, 100), (75, 61), (83, 66)])
@@ -95,7 +98,7 @@ def test_class_maps_lie_where_the_picture_shows_them(
     """A picture that says where each of its places is, by cells that are its averages: cell j is at 4j + 2 pixels."""
     rows, columns = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
     images = torch.stack([rows, columns, torch.ones_like(rows)])[None]
-    found = cam.multi_scale_maps(Centre(stride), images, Cam(scales=scales, flip=flip))[0]
+    found = cam.multi_scale_maps(Centre(stride), images, NONE, Cam(scales=scales, flip=flip))[0]
     found = found[:2] / (len(scales) * (1 + flip)) + 0.25
     edge = math.ceil(stride / min(scales) / 4) + 1  # the first and last cells are the mean of less, or their own end
     for axis, count in enumerate(found.shape[1:]):
@@ -105,24 +108,24 @@ def test_class_maps_lie_where_the_picture_shows_them(
 
 
 @pytest.fixture(scope="module")
-def network() -> CamNetwork:
+def network() -> Localiser:
     torch.manual_seed(1)
-    return CamNetwork(SMALL, 16, 4).eval()
+    return localisers.make("cam", SMALL, 16, 4).eval()
 
 
 @pytest.mark.parametrize("scales", [[1.0], [0.5, 1.5, 1.0]])
-def test_a_mirrored_picture_has_mirrored_maps(network: CamNetwork, scales: list[float]) -> None:
+def test_a_mirrored_picture_has_mirrored_maps(network: Localiser, scales: list[float]) -> None:
     images = torch.rand(2, 3, 64, 48)
     settings = Cam(scales=scales, flip=True)
-    one, other = (cam.multi_scale_maps(network, views, settings) for views in (images, images.flip(-1)))
+    one, other = (cam.multi_scale_maps(network, views, NONE, settings) for views in (images, images.flip(-1)))
     assert float(one.std()) > 1e-3
     assert torch.allclose(one.flip(-1), other, atol=1e-5 * float(one.max()))
-    alone = cam.multi_scale_maps(network, images, Cam(scales=scales, flip=False))
-    mirrored = cam.multi_scale_maps(network, images.flip(-1), Cam(scales=scales, flip=False))
+    alone = cam.multi_scale_maps(network, images, NONE, Cam(scales=scales, flip=False))
+    mirrored = cam.multi_scale_maps(network, images.flip(-1), NONE, Cam(scales=scales, flip=False))
     assert torch.allclose(one, alone + mirrored.flip(-1), atol=1e-5 * float(one.max()))
 
 
-def test_the_logit_is_the_mean_of_the_map(network: CamNetwork) -> None:
+def test_the_logit_is_the_mean_of_the_map(network: Localiser) -> None:
     images = torch.rand(2, 3, 64, 48)
     maps = network.maps(images)
     assert maps.shape == (2, 4, 4, 3)
@@ -273,7 +276,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: manifests.Manife
     path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     torch.manual_seed(2)
     metadata = {"encoder": SMALL.model_dump_json(), "output_stride": "16", "classes": json.dumps(pictures.classes)}
-    encoders.save_network(CamNetwork(SMALL, 16, len(pictures.classes)), path, metadata)
+    encoders.save_network(localisers.make("cam", SMALL, 16, len(pictures.classes)), path, metadata)
     return path
 
 
@@ -318,7 +321,7 @@ def test_the_planes_are_those_of_the_pictures_classes(
     stored = Store(tmp_path / "cams.h5")
     for image_id in pictures.ids:
         image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None] / 255
-        maps = cam.multi_scale_maps(network.eval(), image, Cam(scales=[1]))[0]
+        maps = cam.multi_scale_maps(network.eval(), image, NONE, Cam(scales=[1]))[0]
         for plane, value in zip(stored.get("cam", image_id), pictures.present(image_id), strict=True):
             one = maps[value - 1]
             assert plane.astype(float) == pytest.approx((one / (one.max() + 1e-5)).numpy(), abs=2e-3)
@@ -343,7 +346,7 @@ def test_a_classifier_of_another_program(tmp_path: Path) -> None:
 def test_a_task_learns_colours() -> None:
     """Class k is there if and only if channel k is bright: the loss has to fall to nearly nothing."""
     torch.manual_seed(0)
-    task = ClassifierTask(CamNetwork(SMALL, 16, 3), colour=False)
+    task = LocaliserTask(localisers.make("cam", SMALL, 16, 3), colour=False)
     (backbone, first), (head, second) = task.parameter_groups()
     assert (first, second) == (False, True) and [value.shape for value in head] == [(3, 16, 1, 1)]
     assert sorted(map(id, backbone + head)) == sorted(map(id, task.parameters()))
@@ -363,7 +366,7 @@ def test_a_task_learns_colours() -> None:
     assert losses[0] == pytest.approx(expected, abs=0.2) and losses[-1] < 0.1
 
 
-def test_scores_of_the_classifier(pictures: manifests.Manifest, network: CamNetwork) -> None:
+def test_scores_of_the_classifier(pictures: manifests.Manifest, network: Localiser) -> None:
     """Average precision by hand: the logits are set to rank the pictures perfectly, or upside down."""
     truth = torch.tensor(pictures.labels())
 

@@ -22,7 +22,7 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.evaluation.tables.table_files import write_tables
-from beco.evaluation.tables.tables import run_protocol
+from beco.evaluation.tables.tables import Results, run_protocol
 from beco.networks.encoders import load_network
 from beco.schema import Shapes
 from beco.schema.slots import RECIPES
@@ -159,7 +159,7 @@ def test_tables_say_how_many_networks_and_leave_out_what_it_does_not_use(name: s
     write_json(made.folder / "training.json", {**made.training(), "recipe": name})
     many = RECIPES.fact(name, "NETWORKS")
     assert f"{many} network" in run_protocol(made)
-    write_tables([made], [make_labels(tmp_path, manifest)], None, tmp_path / "tables")
+    write_tables(Results([made], [make_labels(tmp_path, manifest)]), tmp_path / "tables")
     assert pd.read_csv(tmp_path / "tables" / "recipes.csv")["experiment"].tolist() == ["one"]
 
 

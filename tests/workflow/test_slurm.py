@@ -23,7 +23,7 @@ pytestmark = pytest.mark.road
 
 STEPS = 240  # of the classifier: seconds, so that it can be met half-way
 FIELDS = ("JobID", "Comment", "MinMemory", "TimeLimit", "NumCPUs", "tres-per-job")
-CHECKPOINT = "results/tiny/classifier/checkpoint.pt"
+CHECKPOINT = "results/tiny/cam/classifier/checkpoint.pt"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_time_limit_during_a_training(tmp_path: Path, cluster: Cluster) -> Non
     """Slurm announces the end of the job's time; the training saves, is submitted again, and ends as it would have."""
     here, there = checkout_of_the_road(tmp_path / "here"), checkout_of_the_road(tmp_path / "there")
     there.environment |= cluster.environment
-    wanted = ("--", "results/tiny/classifier/classifier.json")
+    wanted = ("--", "results/tiny/cam/classifier/classifier.json")
     assert started(here, "--cores", "1", *wanted).wait(600) == 0
     history = pd.read_csv(here.folder / "results" / "tiny" / "classifier" / "history.csv")
     steps = int(STEPS * 130 / history["seconds"].iloc[-1])  # seconds: too long for what follows
@@ -113,7 +113,7 @@ def test_a_time_limit_during_a_training(tmp_path: Path, cluster: Cluster) -> Non
     stops = [found for log in logs for found in re.findall(rf"SIGTERM at step (\d+) of {steps}", log.read_text())]
     print(f"stopped at {', '.join(sorted(stops, key=int))} of {steps} steps")
     assert stops and started(here, "--cores", "1", *wanted).wait(1200) == 0
-    name = Path("results/tiny/classifier/classifier.safetensors")
+    name = Path("results/tiny/cam/classifier/classifier.safetensors")
     first, second = (load_file(checkout.folder / name) for checkout in (here, there))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -167,7 +167,7 @@ def assert_same_results(one: Path, other: Path) -> None:
     """Scores and weights are those of the local run, to the bit."""
     for name in ("crf/beco/seed0/metrics.json", "crf/quality/metrics.json"):
         assert json.loads((one / name).read_text()) == json.loads((other / name).read_text()), name
-    for name in ("classifier/classifier.safetensors", "crf/beco/seed0/networks.safetensors"):
+    for name in ("cam/classifier/classifier.safetensors", "crf/beco/seed0/networks.safetensors"):
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first), name
     assert (one / "tables" / "recipes.csv").read_bytes() == (other / "tables" / "recipes.csv").read_bytes()

@@ -121,7 +121,7 @@ def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
             FROM_CRF | {"make_labels": 4, "gather_labels": 2, "evaluate_labels": 2},
         ),
         ("stage2/recipes/cotraining.py", "first.max(1)", "first.min(1)", ONE_RUN),
-        ("stage1/localisers/classifier.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
+        ("stage1/localisers/base.py", "mean((2, 3))", "amax((2, 3))", FROM_CLASSIFIER),
         ("evaluation/report/report.py", '"""Write the report as one HTML file.', '1\n    """', {"report": 1}),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from beco.artifacts.files import hold
 from beco.interpreter import settle
 from beco.project.preflight import preflight, refuse_results
 from beco.artifacts.sources import data_files, stage_hash
-from beco.schema.slots import RECIPES
+from beco.schema.slots import LOCALISERS, RECIPES
 
 settle()
 
@@ -66,6 +67,7 @@ def cache_or_measure(rules):
 CONFIG = checked_config(config)
 BASE = f"{CONFIG.results}/{CONFIG.dataset.name}"
 LABELS = list(CONFIG.labels)
+SOURCES = CONFIG.used_sources()
 RUNS = [
     (name, seed) for name, entry in CONFIG.experiments.items() for seed in entry.seeds
 ]
@@ -97,10 +99,16 @@ scattergather:
     labels=COMPUTE.shards.labels,
 
 
+def one_of(names):
+    """The pattern of a wildcard that is one of these names; without any it matches nothing."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 wildcard_constraints:
-    labels="|".join([*LABELS, "truth"]),
-    experiment="|".join(CONFIG.experiments),
-    comparison="|".join(CONFIG.comparisons) or "(?!)",
+    source=one_of(CONFIG.sources),
+    labels=one_of([*LABELS, "truth"]),
+    experiment=one_of(CONFIG.experiments),
+    comparison=one_of(CONFIG.comparisons),
     seed=r"\d+",
 
 
@@ -162,10 +170,57 @@ def weights_file(encoder):
     )
 
 
+def classifier(source):
+    """The network of a source."""
+    return f"{BASE}/{source}/classifier/classifier.safetensors"
+
+
+def source_of(wildcards):
+    """The source that a path belongs to."""
+    return CONFIG.sources[wildcards.source]
+
+
+def localiser_starts(wildcards):
+    """The files that a source starts from besides the pictures."""
+    source = source_of(wildcards)
+    return [
+        *weights_file(source.classifier.encoder),
+        *([classifier(source.start)] if source.start else []),
+        *([f"{BASE}/{source.labels}/labels.h5"] if source.labels else []),
+    ]
+
+
+def localiser_inputs(wildcards):
+    """What a source has besides pictures and their labels, as options of `beco train-classifier`."""
+    source = source_of(wildcards)
+    start = ["--start", classifier(source.start)] if source.start else []
+    labels = ["--labels", f"{BASE}/{source.labels}/labels.h5"] if source.labels else []
+    return start + labels
+
+
+def localiser_code(stage):
+    """What a stage depends on in our code, as a function of the wildcards: the stage's, and the source's method."""
+    return lambda wildcards: stage_hash(
+        stage, LOCALISERS.module(source_of(wildcards).method)
+    )
+
+
+def cams_of(wildcards):
+    """The score maps that a recipe starts from."""
+    return f"{BASE}/{CONFIG.source_of(wildcards.labels)}/cams.h5"
+
+
+def classifier_of(wildcards):
+    """The network of the source that a recipe starts from."""
+    return classifier(CONFIG.source_of(wildcards.labels))
+
+
 def irn_start(wildcards):
     """The weights file that the backbone of a recipe's IRN starts from, if not from the classifier."""
-    from_encoder = CONFIG.labels[wildcards.labels].irn.start == "encoder"
-    return weights_file(CONFIG.classifier.encoder) if from_encoder else []
+    if CONFIG.labels[wildcards.labels].irn.start != "encoder":
+        return []
+    source = CONFIG.sources[CONFIG.source_of(wildcards.labels)]
+    return weights_file(source.classifier.encoder)
 
 
 def experiment_of(wildcards):
@@ -191,8 +246,9 @@ def run_folder(name, seed):
 
 def recipes(*kinds):
     """What the wildcard `labels` may be in a rule that is for some values of `refine` alone."""
-    names = [name for name, recipe in CONFIG.labels.items() if recipe.refine in kinds]
-    return "|".join(names) or "(?!)"  # matches nothing
+    return one_of(
+        name for name, recipe in CONFIG.labels.items() if recipe.refine in kinds
+    )
 
 
 def label_settings(wildcards):
@@ -220,7 +276,7 @@ def pair_labels(wildcards):
 def class_maps(wildcards):
     """What a recipe makes labels of: the CAMs, or their scores after IRN's walk, shared by recipes of one IRN."""
     owner = CONFIG.scores_of(wildcards.labels)
-    return f"{BASE}/{owner}/scores.h5" if owner else f"{BASE}/cams.h5"
+    return f"{BASE}/{owner}/scores.h5" if owner else cams_of(wildcards)
 
 
 def sweep_settings(wildcards):
@@ -269,7 +325,7 @@ def import_options(wildcards):
     Without a background in the configuration the command's own holds: the default of the section is for our own CAMs.
     """
     recipe = CONFIG.labels[wildcards.labels]
-    options = ["--format", recipe.source.format]
+    options = ["--format", recipe.imported.format]
     if "background" in recipe.model_fields_set:
         options += ["--background", str(recipe.background)]
     return options
@@ -278,7 +334,7 @@ def import_options(wildcards):
 @cache
 def import_token(labels):
     """What an import depends on besides the manifest: the files of its folder, looked at once."""
-    path = Path(CONFIG.labels[labels].source.path)
+    path = Path(CONFIG.labels[labels].imported.path)
     return source_token(path, Path(f"{BASE}/{labels}"), Path(MANIFEST))
 
 
@@ -293,7 +349,7 @@ def starting_weights(wildcards):
     """Files that the networks of an experiment start from."""
     encoder = network_of(wildcards).encoder
     if encoder.weights == "classifier":
-        return [f"{BASE}/classifier/classifier.safetensors"]
+        return [classifier_of(wildcards)]
     return weights_file(encoder)
 
 
@@ -313,8 +369,26 @@ def run_options(experiments):
 
 
 def label_options(names):
-    """Stage-one recipes as the tables and the report take them: --labels name=folder …"""
-    return [word for name in names for word in ("--labels", f"{name}={BASE}/{name}")]
+    """Stage-one recipes as the tables and the report take them: --labels name:source=folder …"""
+    made = {
+        name: "" if CONFIG.labels[name].imported else f":{CONFIG.source_of(name)}"
+        for name in names
+    }
+    return [
+        word
+        for name, source in made.items()
+        for word in ("--labels", f"{name}{source}={BASE}/{name}")
+    ]
+
+
+def source_options():
+    """The sources as the tables and the report take them: --source name=folder …"""
+    return [word for name in SOURCES for word in ("--source", f"{name}={BASE}/{name}")]
+
+
+def all_sources(pattern):
+    """One path per source that something is made of."""
+    return [pattern.format(source=name) for name in SOURCES]
 
 
 def published_options(experiments):
@@ -396,5 +470,5 @@ def label_and_weight_options(wildcards):
     if wildcards.labels != "truth":
         options += ["--labels", f"{BASE}/{wildcards.labels}/labels.h5"]
     if network_of(wildcards).encoder.weights == "classifier":
-        options += ["--classifier", f"{BASE}/classifier/classifier.safetensors"]
+        options += ["--classifier", classifier_of(wildcards)]
     return options

@@ -112,7 +112,7 @@ rule tabulate:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/training.json"),
         label_quality(),
-        classifier=f"{BASE}/classifier/classifier.json",
+        all_sources(f"{BASE}/{{source}}/classifier/classifier.json"),
     output:
         report(
             directory(f"{BASE}/tables"),
@@ -136,12 +136,13 @@ rule tabulate:
         runs=run_options(CONFIG.experiments),
         labels=label_options(LABELS),
         published=published_options(CONFIG.experiments),
+        sources=source_options(),
         code=stage_hash("beco.evaluation.tables.table_files", "schema/published.csv"),
     message:
         "Tables"
     shell:
         "beco --log {log:q} tables {params.runs:q} {params.labels:q} {params.published:q}"
-        " --classifier {input.classifier:q} --output {output:q}"
+        " {params.sources:q} --output {output:q}"
 
 
 rule compare:
@@ -182,9 +183,9 @@ rule report:
         all_runs("{run}/predictions"),
         label_quality(),
         expand(f"{BASE}/{{labels}}/labels.h5", labels=LABELS),
+        all_sources(f"{BASE}/{{source}}/cams.h5"),
+        all_sources(f"{BASE}/{{source}}/classifier/classifier.json"),
         manifest=LISTED,
-        cams=f"{BASE}/cams.h5",
-        classifier=f"{BASE}/classifier/classifier.json",
     output:
         report(f"{BASE}/report.html", caption="../report/report.rst", category="Report"),
     log:
@@ -206,14 +207,14 @@ rule report:
         labels=label_options(LABELS),
         published=published_options(CONFIG.experiments),
         comparisons=comparisons_text(),
-        classifier=subpath(input.classifier, parent=True),
+        sources=source_options(),
         watched=watched("train_masks", "val_masks"),
         code=stage_hash("beco.evaluation.report.report", *REPORT_FILES),
     message:
         "Report"
     shell:
-        "beco --log {log:q} report --manifest {input.manifest:q} --root {resources.root:q} --cams {input.cams:q}"
-        " --classifier {params.classifier:q} {params.runs:q} {params.labels:q} {params.published:q}"
+        "beco --log {log:q} report --manifest {input.manifest:q} --root {resources.root:q}"
+        " {params.sources:q} {params.runs:q} {params.labels:q} {params.published:q}"
         " --comparisons {params.comparisons:q} --gallery {params.gallery} --title {params.name:q} --output {output:q}"
 
 

@@ -20,7 +20,7 @@ rule import_labels:
         runtime=growing(240),
         gpu=0,
         root=dataset_root(),
-        source=lambda wildcards: CONFIG.labels[wildcards.labels].source.path,
+        source=lambda wildcards: CONFIG.labels[wildcards.labels].imported.path,
     params:
         source=lambda wildcards: import_token(wildcards.labels),
         options=import_options,

@@ -1,18 +1,18 @@
-# Stage one: image-level labels -> classifier -> CAMs -> pseudo-labels with confidence.
+# Stage one: image-level labels -> localiser -> score maps -> pseudo-labels with confidence.
 
 
 rule train_classifier:
     input:
-        weights_file(CONFIG.classifier.encoder),
+        localiser_starts,
         manifest=LISTED,
     output:
-        network=f"{BASE}/classifier/classifier.safetensors",
-        scores=f"{BASE}/classifier/classifier.json",
-        history=f"{BASE}/classifier/history.csv",
+        network=f"{BASE}/{{source}}/classifier/classifier.safetensors",
+        scores=f"{BASE}/{{source}}/classifier/classifier.json",
+        history=f"{BASE}/{{source}}/classifier/history.csv",
     log:
-        f"{BASE}/logs/train_classifier.log",
+        f"{BASE}/logs/train_classifier.{{source}}.log",
     benchmark:
-        f"{BASE}/benchmarks/train_classifier.tsv"
+        f"{BASE}/benchmarks/train_classifier.{{source}}.tsv"
     cache: CACHED
     conda:
         ENVIRONMENT
@@ -25,13 +25,17 @@ rule train_classifier:
         device=COMPUTE.device,
         workers=COMPUTE.workers,
     params:
-        settings=CONFIG.classifier.model_dump_json(),
+        method=lambda wildcards: source_of(wildcards).method,
+        settings=lambda wildcards: source_of(wildcards).classifier.model_dump_json(),
+        options=lambda wildcards: json.dumps(source_of(wildcards).options),
+        inputs=localiser_inputs,
         watched=watched(),
-        code=stage_hash("beco.stage1.localisers.classifier"),
+        code=localiser_code("beco.stage1.train"),
     message:
-        "Training the classifier on image-level labels"
+        "Training the localiser `{wildcards.source}` on image-level labels"
     shell:
         "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {resources.root:q}"
+        " --method {params.method} --options {params.options:q} {params.inputs:q}"
         ' --settings {params.settings:q} --output "$(dirname {output.network:q})" --replace'
         " --device {resources.device} --workers {resources.workers} --threads {threads}"
 
@@ -39,13 +43,13 @@ rule train_classifier:
 rule infer_cams:
     input:
         manifest=LISTED,
-        classifier=f"{BASE}/classifier/classifier.safetensors",
+        classifier=f"{BASE}/{{source}}/classifier/classifier.safetensors",
     output:
-        temp(f"{BASE}/shards/cams.{{scatteritem}}.h5"),
+        temp(f"{BASE}/shards/cams.{{source}}.{{scatteritem}}.h5"),
     log:
-        f"{BASE}/logs/infer_cams.{{scatteritem}}.log",
+        f"{BASE}/logs/infer_cams.{{source}}.{{scatteritem}}.log",
     benchmark:
-        f"{BASE}/benchmarks/infer_cams.{{scatteritem}}.tsv"
+        f"{BASE}/benchmarks/infer_cams.{{source}}.{{scatteritem}}.tsv"
     cache: CACHED
     conda:
         ENVIRONMENT
@@ -57,12 +61,12 @@ rule infer_cams:
         root=dataset_root(),
         device=COMPUTE.device,
     params:
-        settings=CONFIG.cam.model_dump_json(),
+        settings=lambda wildcards: source_of(wildcards).cam.model_dump_json(),
         shard="{scatteritem}",
         watched=watched(),
-        code=stage_hash("beco.stage1.localisers.views"),
+        code=localiser_code("beco.stage1.views"),
     message:
-        "Class activation maps, shard {wildcards.scatteritem}"
+        "Score maps of `{wildcards.source}`, shard {wildcards.scatteritem}"
     shell:
         "beco --log {log:q} cams --manifest {input.manifest:q} --root {resources.root:q} --classifier {input.classifier:q}"
         " --settings {params.settings:q} --shard {params.shard:q} --output {output:q}"
@@ -71,13 +75,15 @@ rule infer_cams:
 
 rule gather_cams:
     input:
-        gather.cams(f"{BASE}/shards/cams.{{scatteritem}}.h5"),
+        lambda wildcards: gather.cams(
+            f"{BASE}/shards/cams.{wildcards.source}.{{scatteritem}}.h5"
+        ),
     output:
-        f"{BASE}/cams.h5",
+        f"{BASE}/{{source}}/cams.h5",
     log:
-        f"{BASE}/logs/gather_cams.log",
+        f"{BASE}/logs/gather_cams.{{source}}.log",
     benchmark:
-        f"{BASE}/benchmarks/gather_cams.tsv"
+        f"{BASE}/benchmarks/gather_cams.{{source}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -88,7 +94,7 @@ rule gather_cams:
     params:
         code=stage_hash("beco.artifacts.store"),
     message:
-        "Joining the shards of the CAMs"
+        "Joining the shards of the score maps of `{wildcards.source}`"
     shell:
         "beco --log {log:q} gather {input:q} --output {output:q}"
 
@@ -158,7 +164,7 @@ rule gather_labels:
 use rule make_labels as make_pairs with:
     input:
         manifest=LISTED,
-        cams=f"{BASE}/cams.h5",
+        cams=cams_of,
     output:
         temp(f"{BASE}/shards/pairs.{{labels}}.{{scatteritem}}.h5"),
     log:
@@ -193,7 +199,7 @@ rule train_irn:
     input:
         irn_start,
         manifest=LISTED,
-        classifier=f"{BASE}/classifier/classifier.safetensors",
+        classifier=classifier_of,
         labels=pair_labels,
     output:
         network=f"{BASE}/{{labels}}/irn/irn.safetensors",
@@ -229,7 +235,7 @@ rule train_irn:
 rule random_walk:
     input:
         manifest=LISTED,
-        cams=f"{BASE}/cams.h5",
+        cams=cams_of,
         network=f"{BASE}/{{labels}}/irn/irn.safetensors",
     output:
         temp(f"{BASE}/shards/scores.{{labels}}.{{scatteritem}}.h5"),

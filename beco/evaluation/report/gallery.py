@@ -29,7 +29,7 @@ from beco.evaluation.report.layers import (
     unsqueezed,
 )
 from beco.evaluation.scores.metrics import VOID
-from beco.evaluation.tables.tables import LabelSource, Run, percent, read_csv
+from beco.evaluation.tables.tables import LabelSource, MapSource, Run, percent, read_csv
 from beco.stage1.maps import activations
 
 MOST_CAMS = 4
@@ -106,7 +106,7 @@ def results_gallery(
     return _gallery(stages, choices, list(first), orders, f"prediction {shown}")
 
 
-def labels_gallery(manifest: Manifest, cams: Path | None, sources: list[LabelSource], limit: int) -> Gallery | None:
+def labels_gallery(manifest: Manifest, maps: list[MapSource], sources: list[LabelSource], limit: int) -> Gallery | None:
     """The `limit` worst training pictures by their pseudo-labels, with the maps these were made from."""
     scores = {source.name: picture_scores(source.quality) for source in sources}
     labels = {source.name: PseudoLabels(source.folder / "labels.h5") for source in sources}
@@ -117,20 +117,23 @@ def labels_gallery(manifest: Manifest, cams: Path | None, sources: list[LabelSou
             stack.enter_context(closing(opened.store))
             check_kind(opened.store, "labels")
             check_classes(opened.store, manifest)
-        store = None if cams is None else stack.enter_context(Store(cams))
-        if store is not None:
+        stores = {source.name: stack.enter_context(Store(source.maps)) for source in maps if source.maps.is_file()}
+        for store in stores.values():
             check_kind(store, "cams", "scores")
             check_classes(store, manifest)
         for image_id in worst_first(manifest, scores)[:limit]:
             picture, truth = _pair(manifest, image_id, fine)
             layers = _truth_layers(truth, image_id)
-            layers += [] if store is None else _cam_layers(store, manifest, image_id)
+            for name, store in stores.items():
+                layers += _cam_layers(_of(name, stores), store, manifest, image_id)
             for name, source in labels.items():
                 layers += _source_layers(name, source, image_id, _scored(name, scores[name], image_id), picture, truth)
             stages.append(_stage(manifest, image_id, picture, fine, layers, scores))
     choices: dict[str, str] = {}
-    if store is not None:
-        choices |= {f"cam {rank}": f"activation map, class {rank} of the picture" for rank in range(1, MOST_CAMS + 1)}
+    for name in stores:
+        of = _of(name, stores)
+        for rank in range(1, MOST_CAMS + 1):
+            choices[f"cam{of} {rank}"] = f"score map{of}, class {rank} of the picture"
     for name in labels:
         choices |= {f"labels {name}": f"labels {name}", f"confidence {name}": f"confidence of {name}"}
     return _gallery(stages, choices, list(labels), {}, f"labels {next(iter(labels), '')}")
@@ -239,15 +242,20 @@ def _truth_layers(truth: np.ndarray | None, image_id: str) -> list[Layer]:
     return [] if truth is None else [label_layer("truth", "truth", f"true mask of {image_id}", truth)]
 
 
-def _cam_layers(store: Store, manifest: Manifest, image_id: str) -> list[Layer]:
-    """Heat maps of the first classes."""
+def _of(name: str, stores: Mapping[str, Store]) -> str:
+    """What tells the maps of a source from those of the others, where there are any."""
+    return f" {name}" if len(stores) > 1 else ""
+
+
+def _cam_layers(of: str, store: Store, manifest: Manifest, image_id: str) -> list[Layer]:
+    """Heat maps of the first classes; `of` is that of `_of`."""
     maps, values = activations(store, image_id)
     made_with = store.attributes.get("cam", {})
     maps = covering(maps[:MOST_CAMS], manifest.size(image_id), made_with.get("resize"))
     planes = list(zip(values, maps, strict=False))
     names = [manifest.classes[value - 1] for value, _ in planes]
     return [
-        heat_layer(f"cam {rank}", f"CAM {name}", f"activation map of {name}", plane)
+        heat_layer(f"cam{of} {rank}", f"map{of} {name}", f"score map{of} of {name}", plane)
         for rank, (name, (_, plane)) in enumerate(zip(names, planes, strict=True), start=1)
     ]
 

@@ -21,7 +21,6 @@ from markupsafe import Markup
 
 from beco.artifacts.files import read_json, whole
 from beco.artifacts.store import Store
-from beco.config import Comparison
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import voc_palette
 from beco.evaluation.report import curves, figures
@@ -31,7 +30,7 @@ from beco.evaluation.scores import bootstrap, differences
 from beco.evaluation.scores.quality import not_as_asked
 from beco.evaluation.tables import comparisons, label_tables, tables
 from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, MEAN_NOTE, over_pictures
-from beco.evaluation.tables.tables import LabelSource, Run, mean_std, percent
+from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run, mean_std, percent
 from beco.schema.slots import RECIPES
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
@@ -42,52 +41,41 @@ LABEL_FILES = ["labels.h5", *(f"quality/{name}" for name in [*SCORES, "sweep.csv
 
 def write_report(
     manifest: Manifest,
-    train_split: str,
-    val_split: str,
-    cams: Path | None,
-    label_sources: list[LabelSource],
-    runs: list[Run],
-    classifier_folder: Path | None,
+    results: Results,
     gallery: int,
     output: Path,
     title: str | None = None,
-    published: Mapping[str, str] | None = None,
-    compared: Mapping[str, Comparison] | None = None,
+    splits: tuple[str, str] = ("train", "val"),
 ) -> None:
     """Write the report as one HTML file.
 
     Args:
         manifest: the whole dataset, all splits.
-        train_split: the split whose pseudo-labels are shown.
-        val_split: the split that the runs were evaluated on.
-        cams: `cams.h5`; None leaves the heat maps out.
-        label_sources: pseudo-labels with their quality, see `LabelSource`.
-        runs: trainings with their metrics and predictions, see `Run`; experiments appear in this order.
-        classifier_folder: holds `classifier.json` and `history.csv`; None leaves the section out.
+        results: what it is made from; sections and layers of what is not there are left out.
         gallery: how many pictures of each split are shown, the worst ones first.
         output: the HTML file.
         title: heading of the page; None: the name of the dataset's folder.
-        published: keys of `beco/schema/published.csv` by experiment, see `tables.recipe_table`.
-        compared: comparisons by name, see `comparisons.comparison_table`.
+        splits: the one whose pseudo-labels are shown, and the one that the runs were evaluated on.
 
     Raises `UserError` naming the first file that is missing or damaged.
     """
-    train, val = manifest.split(train_split), manifest.split(val_split)
-    numbers = _numbers(runs, label_sources, published)
+    train, val = (manifest.split(name) for name in splits)
+    runs, label_sources = results.runs, results.labels
+    numbers = _numbers(runs, label_sources, results.published)
     best = numbers["best"]
     page = {
         "title": title or f"Weakly supervised segmentation of {manifest.root.name}",
-        "splits": _splits(train, val, train_split, val_split, manifest),
+        "splits": _splits(train, val, *splits, manifest),
         "legend": _legend(manifest),
         "experiments": _experiments(runs, output),
         "sources": _sources(label_sources, output),
-        "provenance": _provenance(runs, cams),
+        "provenance": _provenance(runs, results.sources),
         "colours": _colours(manifest),
         "anchors": _anchors(runs, label_sources),
         "val_gallery": results_gallery(val, runs, gallery, best and best["experiment"], _compared(runs, best)),
-        "train_gallery": labels_gallery(train, cams, label_sources, gallery),
-        "comparisons": comparisons.sections(compared or {}, runs, label_sources, published),
-        "classifier": _classifier(classifier_folder, output),
+        "train_gallery": labels_gallery(train, results.sources, label_sources, gallery),
+        "comparisons": comparisons.sections(results.compared, runs, label_sources, results.published),
+        "classifiers": _classifiers(results.sources, output),
         **numbers,
     }
     with whole(output) as temporary:
@@ -257,19 +245,25 @@ def _sources(label_sources: list[LabelSource], output: Path) -> list[dict[str, A
             settings = _yaml(store.attributes)
         metrics = source.metrics()
         links = _links(source.folder, LABEL_FILES, output)
-        found.append({"name": source.name, "metrics": metrics, "settings": settings, "files": links})
+        entry = {"name": source.name, "made_from": source.source, "metrics": metrics}
+        found.append({**entry, "settings": settings, "files": links})
     return found
 
 
-def _classifier(folder: Path | None, output: Path) -> dict[str, Any] | None:
-    """mAP, AP by class, training curve, settings and files of the classifier."""
-    if folder is None or not (folder / "classifier.json").is_file():
-        return None
-    ap = tables.classifier_table(folder / "classifier.json").to_dict("records")
+def _classifiers(sources: list[MapSource], output: Path) -> list[dict[str, Any]]:
+    """The classifier of each source that has one."""
+    return [_classifier(source, output) for source in sources if (source.classifier / "classifier.json").is_file()]
+
+
+def _classifier(source: MapSource, output: Path) -> dict[str, Any]:
+    """mAP, AP by class, training curve, settings and files of a source's classifier."""
+    folder = source.classifier
+    ap = tables.classifier_table([source]).to_dict("records")
     kept = read_json(folder / "classifier.json")
     history = folder / "history.csv"
     drawn = curves.classifier_curve(tables.read_csv(history)) if history.is_file() else None
     return {
+        "name": source.name,
         "map": ap[-1]["ap"],
         "ap": ap[:-1],
         "curve": Markup(drawn) if drawn else None,
@@ -278,13 +272,14 @@ def _classifier(folder: Path | None, output: Path) -> dict[str, Any] | None:
     }
 
 
-def _provenance(runs: list[Run], cams: Path | None) -> dict[str, Any]:
+def _provenance(runs: list[Run], sources: list[MapSource]) -> dict[str, Any]:
     """Versions of what is installed, and the commits and devices that the runs name."""
     training = [run.training() for run in runs]
-    settings = ""
-    if cams is not None:
-        with Store(cams) as store:
-            settings = _yaml(store.attributes)
+    settings = {}
+    for source in sources:
+        if source.maps.is_file():
+            with Store(source.maps) as store:
+                settings[source.name] = _yaml(store.attributes)
     return {
         "versions": {name: _version(name) for name in PACKAGES if _version(name)},
         "commits": _distinct(item.get("commit") for item in training),

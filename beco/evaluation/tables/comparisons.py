@@ -31,6 +31,7 @@ from beco.evaluation.tables.table_files import (
 from beco.evaluation.tables.tables import (
     RUN_NUMBERS,
     LabelSource,
+    Results,
     Run,
     mean_std,
     percent,
@@ -45,15 +46,9 @@ ENDS = ("", "_low", "_high", "_pictures_low", "_pictures_high")
 GAINS = ["over", *(f"gain_{name}{end}" for name in RUN_NUMBERS for end in ENDS)]
 
 
-def write_comparison(
-    comparison: Comparison,
-    runs: list[Run],
-    label_sources: list[LabelSource],
-    output: Path,
-    published: Mapping[str, str] | None = None,
-) -> None:
+def write_comparison(comparison: Comparison, results: Results, output: Path) -> None:
     """Write `output` (.csv) and the same as Markdown and LaTeX beside it."""
-    frame = comparison_table(comparison, runs, label_sources, published)
+    frame = comparison_table(comparison, results.runs, results.labels, results.published)
     write_table(output, frame, printed(frame, comparison), note(frame), comparison.title)
 
 

@@ -15,8 +15,7 @@ from beco.evaluation.scores.metrics import MEAN_RULE
 from beco.evaluation.tables.label_tables import LABEL_NUMBERS, label_table, sweep_table
 from beco.evaluation.tables.tables import (
     RUN_NUMBERS,
-    LabelSource,
-    Run,
+    Results,
     class_table,
     classifier_table,
     mean_std,
@@ -38,19 +37,13 @@ MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN
 SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
 
 
-def write_tables(
-    runs: list[Run],
-    label_sources: list[LabelSource],
-    classifier: Path | None,
-    output: Path,
-    published: Mapping[str, str] | None = None,
-) -> None:
+def write_tables(results: Results, output: Path) -> None:
     """Write every table into `output`: recipes, differences, pseudo_labels, classifier and, if anything was swept,
-    sweep (.csv, .md, .tex), per_class.csv, runs.csv. `published` is that of `recipe_table`.
+    sweep (.csv, .md, .tex), per_class.csv, runs.csv.
     """
-    recipes, labels = recipe_table(runs, label_sources, published), label_table(label_sources)
-    swept = sweep_table(label_sources)
-    every, ap = run_table(runs), classifier_table(classifier)
+    recipes = recipe_table(results.runs, results.labels, results.published)
+    labels, swept = label_table(results.labels), sweep_table(results.labels)
+    every, ap = run_table(results.runs), classifier_table(results.sources)
     differences = add_picture_intervals(difference_table(every, RUN_NUMBERS), every)
     write_table(output / "recipes.csv", recipes, _recipes(recipes), MEAN_NOTE)
     write_table(output / "differences.csv", differences, _differences(differences), DIFFERENCES_NOTE)
@@ -58,7 +51,7 @@ def write_tables(
     if not swept.empty:
         write_table(output / "sweep.csv", swept, _sweep(swept), MEAN_NOTE)
     write_table(output / "classifier.csv", ap, _classifier(ap))
-    write_csv(class_table(runs, label_sources), output / "per_class.csv")
+    write_csv(class_table(results.runs, results.labels), output / "per_class.csv")
     write_csv(every, output / "runs.csv")
 
 
@@ -142,7 +135,8 @@ def _sweep(swept: pd.DataFrame) -> Printed:
 
 
 def _classifier(ap: pd.DataFrame) -> Printed:
-    return ["class", "AP (%)"], [[row["class"], percent(row["ap"])] for row in ap.to_dict("records")]
+    rows = [[row["source"], row["class"], percent(row["ap"])] for row in ap.to_dict("records")]
+    return ["source", "class", "AP (%)"], rows
 
 
 # --- formats ------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ percent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from beco.artifacts.files import read_json, unreadable
+from beco.config import Comparison
 from beco.errors import UserError
 from beco.schema.published import figures
 from beco.schema.slots import RECIPES
@@ -47,6 +48,8 @@ class LabelSource:
     name: str
     folder: Path
     """Holds labels.h5 and quality/ with what `evaluate_labels` wrote."""
+    source: str = ""
+    """The name of the `MapSource` that they are made from; empty: of none, or unknown."""
 
     @property
     def quality(self) -> Path:
@@ -56,6 +59,47 @@ class LabelSource:
     def metrics(self) -> dict[str, Any]:
         """What `evaluate_labels` wrote."""
         return _metrics(self.quality / "metrics.json")
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """A source of score maps: a localiser and what it says of the training pictures."""
+
+    name: str
+    folder: Path
+    """Holds `cams.h5` and `classifier/`, each if it was made."""
+
+    def checked(self) -> MapSource:
+        """Itself; `UserError` if there is nothing of a source in its folder."""
+        if not (self.maps.is_file() or (self.classifier / "classifier.json").is_file()):
+            raise UserError(
+                f"{self.folder}: holds neither cams.h5 nor classifier/classifier.json; give a source's folder"
+            )
+        return self
+
+    @property
+    def maps(self) -> Path:
+        """Its score maps."""
+        return self.folder / "cams.h5"
+
+    @property
+    def classifier(self) -> Path:
+        """The folder of its training."""
+        return self.folder / "classifier"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What tables and report are made from."""
+
+    runs: list[Run] = field(default_factory=list)
+    """Trainings with their metrics and predictions; experiments appear in this order."""
+    labels: list[LabelSource] = field(default_factory=list)
+    sources: list[MapSource] = field(default_factory=list)
+    published: Mapping[str, str] = field(default_factory=dict)
+    """Keys of `beco/schema/published.csv` by experiment."""
+    compared: Mapping[str, Comparison] = field(default_factory=dict)
+    """Comparisons by name."""
 
 
 def _metrics(path: Path) -> dict[str, Any]:
@@ -162,15 +206,18 @@ def _iou_by_class(folder: Path) -> pd.Series:
     return read_csv(folder / "per_class.csv").set_index("class")["iou"].astype(float)
 
 
-def classifier_table(classifier: Path | None) -> pd.DataFrame:
-    """Average precision by class from `classifier.json`, the mean as the last row; empty without the file."""
-    if classifier is None or not classifier.is_file():
-        return pd.DataFrame({"class": [], "ap": []})
-    values = read_json(classifier)
-    if not isinstance(values, dict) or not isinstance(values.get("ap"), dict):
-        raise UserError(f"{classifier}: holds no precision by class; give the classifier.json of beco train-classifier")
-    rows = [*values.get("ap", {}).items(), ("mean", values.get("map"))]
-    return pd.DataFrame(rows, columns=["class", "ap"]).astype({"ap": float})
+def classifier_table(sources: list[MapSource]) -> pd.DataFrame:
+    """Average precision by class of every source that has a `classifier.json`, the mean as its last row."""
+    rows = []
+    for source in sources:
+        path = source.classifier / "classifier.json"
+        if not path.is_file():
+            continue
+        values = read_json(path)
+        if not isinstance(values, dict) or not isinstance(values.get("ap"), dict):
+            raise UserError(f"{path}: holds no precision by class; run beco train-classifier again")
+        rows += [(source.name, name, ap) for name, ap in [*values["ap"].items(), ("mean", values.get("map"))]]
+    return pd.DataFrame(rows, columns=["source", "class", "ap"]).astype({"ap": float})
 
 
 def read_csv(path: Path) -> pd.DataFrame:

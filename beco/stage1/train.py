@@ -1,23 +1,26 @@
-"""The multi-label classifier of stage one: a backbone, one 1×1 convolution per class, global average pooling."""
+"""Training of stage one's networks: a localiser learns from image-level labels, and is scored as a classifier."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from beco.artifacts.files import write_json
 from beco.config import Classifier as Settings
 from beco.config import Encoder
 from beco.datasets.manifest import Manifest
 from beco.networks import encoders
-from beco.networks.frozen import fix_statistics, freeze
-from beco.training.augment import ClassifierPictures, Normalise, unit_range
+from beco.networks.frozen import freeze
+from beco.schema.slots import LOCALISERS
+from beco.stage1 import localisers
+from beco.stage1.localisers.base import Inputs, Localiser
+from beco.training.augment import unit_range
 from beco.training.batches import size_batches
 from beco.training.colour import StrongColour
 from beco.training.engine import Compute, choose_device, fit
@@ -28,41 +31,31 @@ log = logging.getLogger("beco")
 MOST_NAMED = 5
 
 
-class CamNetwork(nn.Module):
-    """Backbone at a given output stride with a class map per class.
+class LocaliserTask(nn.Module):
+    """A localiser's losses on weakly augmented pictures."""
 
-    The head is a 1×1 convolution without bias, so that the average of a class map is the class's logit and the map
-    itself is the class activation map (Zhou et al. 2016, section 2; in this form since Ahn et al. 2019).
-    """
-
-    def __init__(self, encoder: Encoder, output_stride: int, classes: int, dilate: bool = True) -> None:
+    def __init__(self, network: Localiser, colour: bool) -> None:
         super().__init__()
-        self.fixed_statistics = False
-        """Whether the backbone's batch norm stays in evaluation mode in training, too."""
-        self.normalise = Normalise(encoder)
-        self.backbone = encoders.create_backbone(encoder, output_stride, dilate)
-        width = encoders.feature_channels(self.backbone)[-1]
-        self.head = nn.Conv2d(width, classes, 1, bias=False)
+        self.network = network
+        self.colour = StrongColour() if colour else None
 
-    def train(self, mode: bool = True) -> CamNetwork:
-        """Set the mode, but for batch norm whose statistics are fixed."""
-        super().train(mode)
-        if self.fixed_statistics:
-            fix_statistics(self.backbone)
-        return self
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
+        """See `Localiser`."""
+        return self.network.parameter_groups()
 
-    def maps(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
-        return self.head(self.backbone(self.normalise(images))[-1])
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Localiser`."""
+        return self.network.totals(batch)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> logits (B, K)."""
-        return self.maps(images).mean((2, 3))
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
+        images = unit_range(batch["image"])
+        images = self.colour(images, draws) if self.colour else images
+        return self.network.losses(images, batch, step, steps, draws)
 
 
-def build(settings: Settings, classes: int) -> CamNetwork:
-    """A classifier with its starting weights, ready to train: only what the settings let learn does."""
-    network = CamNetwork(settings.encoder, settings.output_stride, classes, settings.dilate)
+def build(method: str, settings: Settings, classes: int, options: dict[str, Any]) -> Localiser:
+    """A localiser with its starting weights, ready to train: only what the settings let learn does."""
+    network = localisers.make(method, settings.encoder, settings.output_stride, classes, settings.dilate, options)
     encoders.prepare_backbone(network.backbone, settings.encoder)
     network.fixed_statistics = settings.batch_norm == "fixed"
     if settings.frozen_stages is not None:
@@ -70,57 +63,45 @@ def build(settings: Settings, classes: int) -> CamNetwork:
     return network.train()
 
 
-class ClassifierTask(nn.Module):
-    """Multi-label soft-margin loss on weakly augmented pictures."""
+@dataclass(frozen=True)
+class Wanted:
+    """A localiser to train."""
 
-    def __init__(self, network: CamNetwork, colour: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.colour = StrongColour() if colour else None
+    settings: Settings
+    method: str = "cam"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the method's own, complete."""
+    inputs: Inputs = field(default_factory=Inputs)
 
-    def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
-        """What learns; frozen parameters are left out, lest weight decay moves them."""
-        return [
-            ([parameter for parameter in self.network.backbone.parameters() if parameter.requires_grad], False),
-            (list(self.network.head.parameters()), True),
-        ]
-
-    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {}
-
-    def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
-        images = unit_range(batch["image"])
-        logits = self.network(self.colour(images, draws) if self.colour else images)
-        return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["target"])}
+    def identity(self) -> dict[str, Any]:
+        """What determines the network, besides the pictures."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "method": self.method,
+            "options": self.options,
+            "inputs": self.inputs.hashes(),
+            "weights": encoders.weights_hash(self.settings.encoder),
+        }
 
 
 def train(
-    manifest: Manifest,
-    train_split: str,
-    val_split: str,
-    settings: Settings,
-    compute: Compute,
-    output: Path,
-    replace: bool,
+    pictures: Manifest, held_out: Manifest, wanted: Wanted, compute: Compute, output: Path, replace: bool
 ) -> None:
-    """Train the classifier; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`.
+    """Train on `pictures`; write `classifier.safetensors`, `classifier.json` and `history.csv` into `output`.
 
     What cannot be scored afterwards is told before: UserError for a split without pictures, a warning for classes
     without average precision (`unscored`).
     """
-    pictures, held_out = manifest.split(train_split), manifest.split(val_split)
+    settings = wanted.settings
     if words := unscored(held_out):
         log.warning("%s", words)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
-    network = build(settings, len(manifest.classes))
-    identity = {
-        "settings": settings.model_dump(mode="json"),
-        "manifest": pictures.table.to_csv(),
-        "weights": encoders.weights_hash(settings.encoder),
-    }
+    network = build(wanted.method, settings, len(pictures.classes), wanted.options)
+    network.begin(wanted.inputs)
+    identity = wanted.identity() | {"manifest": pictures.table.to_csv()}
     state = fit(
-        ClassifierTask(network, settings.colour),
-        ClassifierPictures(pictures, settings.crop, settings.encoder.mean),
+        LocaliserTask(network, settings.colour),
+        network.pictures(pictures, settings.crop, settings.encoder.mean, wanted.inputs),
         settings.schedule,
         settings.optimiser,
         settings.seed,
@@ -134,28 +115,31 @@ def train(
         return
     scores = evaluate(network, held_out, settings, compute)
     told = "unknown" if scores["map"] is None else f"{scores['map']:.3f}"
-    log.info("classifier: mAP %s on %s", told, val_split)
+    split = ", ".join(dict.fromkeys(held_out.table["split"]))
+    log.info("classifier: mAP %s on %s", told, split)
     metadata = {
         "encoder": settings.encoder.model_dump_json(),
         "output_stride": str(settings.output_stride),
         "dilate": json.dumps(settings.dilate),
-        "classes": json.dumps(manifest.classes),
+        "classes": json.dumps(pictures.classes),
+        "method": wanted.method,
+        "options": json.dumps(wanted.options),
     }
     encoders.save_network(network, output / "classifier.safetensors", metadata)
     write_json(
         output / "classifier.json",
         {
             **scores,
-            "split": val_split,
+            "split": split,
             "steps": state.step,
             "seconds": state.seconds,
-            "settings": identity["settings"],
+            **{key: identity[key] for key in ("method", "options", "inputs", "settings")},
         },
     )
 
 
 @torch.inference_mode()
-def evaluate(network: CamNetwork, manifest: Manifest, settings: Settings, compute: Compute) -> dict[str, Any]:
+def evaluate(network: Localiser, manifest: Manifest, settings: Settings, compute: Compute) -> dict[str, Any]:
     """Average precision of every class over a split, at the size `settings.resize`, and their mean.
 
     A class without a positive has none (None) and is left out of the mean, which is None where no class has one.
@@ -195,8 +179,8 @@ def unscored(manifest: Manifest) -> str:
     return f"no picture of {split} shows {names}: there will be {what}; add such pictures to it to have one"
 
 
-def load(path: Path, classes: list[str] | None = None) -> tuple[CamNetwork, list[str]]:
-    """The network that `train` saved and the class names of its planes; older files do not say that it is dilated.
+def load(path: Path, classes: list[str] | None = None) -> tuple[Localiser, list[str]]:
+    """The network that `train` saved and the class names of its planes; older files are dilated CAMs and do not say so.
 
     UserError if the file is something else, or if `classes` are given and are not its own.
     """
@@ -205,7 +189,9 @@ def load(path: Path, classes: list[str] | None = None) -> tuple[CamNetwork, list
         encoder = Encoder.model_validate_json(metadata["encoder"]).model_copy(update={"weights": None})
         own = json.loads(metadata["classes"])
         dilate = json.loads(metadata.get("dilate", "true"))
-        network = CamNetwork(encoder, int(metadata["output_stride"]), len(own), dilate)
+        method = LOCALISERS.given(metadata.get("method", "cam"), str(path))
+        options = json.loads(metadata.get("options", "{}"))
+        network = localisers.make(method, encoder, int(metadata["output_stride"]), len(own), dilate, options)
         encoders.prepare_backbone(network.backbone, encoder)
         encoders.refuse_pooled(path, metadata, network.backbone)
         encoders.load_whole(network, state, path)

@@ -1,0 +1,141 @@
+"""What localisers share: a backbone with a class map per class, and the places that a method fills in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from beco.artifacts.files import file_hash
+from beco.config import Crop, Encoder
+from beco.datasets.manifest import Manifest
+from beco.errors import UserError
+from beco.networks import encoders
+from beco.networks.frozen import fix_statistics
+from beco.schema.slots import LOCALISERS
+from beco.training.augment import ClassifierPictures, Normalise
+from beco.training.sampling import Draws
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a localiser has besides pictures and their labels; its INPUTS say which it wants."""
+
+    labels: Path | None = field(default=None, metadata={"what": "the labels.h5 of a stage-one recipe"})
+    start: Path | None = field(default=None, metadata={"what": "the classifier.safetensors that it goes on from"})
+
+    def checked(self, method: str) -> Inputs:
+        """Itself, if it is what a localiser wants; else a `UserError`."""
+        wanted = LOCALISERS.fact(method, "INPUTS")
+        for one in fields(self):
+            given = getattr(self, one.name) is not None
+            if given and one.name not in wanted:
+                raise UserError(f"--{one.name}: `{method}` does not use it; leave it out")
+            if not given and one.name in wanted:
+                raise UserError(f"--{one.name}: `{method}` needs it; give {one.metadata['what']}")
+        return self
+
+    def hashes(self) -> dict[str, str]:
+        """What each file is known by."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: file_hash(path) for name, path in given.items() if path is not None}
+
+
+class Localiser(nn.Module, ABC):
+    """Backbone at a given output stride with a class map per class.
+
+    The head is a 1×1 convolution without bias, so that the average of a class map is the class's logit and the map
+    itself is the class activation map (Zhou et al. 2016, section 2; in this form since Ahn et al. 2019).
+
+    A method is a subclass in a file of its own beside this one. It writes `losses`, and what of the rest is otherwise
+    with it: `view` and `normalised` for its maps, `pictures` for what it learns from, `begin` for where it starts. The
+    constants at the top of its file are its own settings and further inputs, see `beco.schema.slots.LOCALISERS`.
+    """
+
+    def __init__(
+        self, encoder: Encoder, output_stride: int, classes: int, dilate: bool, options: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.options = options
+        """Settings of the method's own, complete."""
+        self.fixed_statistics = False
+        """Whether the backbone's batch norm stays in evaluation mode in training, too."""
+        self.normalise = Normalise(encoder)
+        self.backbone = encoders.create_backbone(encoder, output_stride, dilate)
+        width = encoders.feature_channels(self.backbone)[-1]
+        self.head = nn.Conv2d(width, classes, 1, bias=False)
+
+    def train(self, mode: bool = True) -> Localiser:
+        """Set the mode, but for batch norm whose statistics are fixed."""
+        super().train(mode)
+        if self.fixed_statistics:
+            fix_statistics(self.backbone)
+        return self
+
+    # --- learning -------------------------------------------------------------------------------------------
+
+    def begin(self, inputs: Inputs) -> None:
+        """Take over what it starts from besides its encoder's weights, before training."""
+
+    def pictures(self, manifest: Manifest, crop: Crop, mean: Any, inputs: Inputs) -> Dataset[dict[str, Tensor]]:
+        """What it learns from: items keyed by (index, draw seed), with at least `image` (3, S, S) uint8 and `target`
+        (K,) float32 in {0, 1}. `mean` is the encoder's, for what lies outside of a picture.
+        """
+        return ClassifierPictures(manifest, crop, mean)
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
+        """What learns, and whether it is a head; frozen parameters are left out, lest weight decay moves them."""
+        encoder = {id(parameter) for parameter in self.backbone.parameters()}
+        learning = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [(learning, False), ([one for one in self.parameters() if id(one) not in encoder], True)]
+
+    def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of the whole batch that the losses of its parts are divided by, summed over all processes."""
+        return {}
+
+    @abstractmethod
+    def losses(
+        self, images: Tensor, batch: dict[str, Tensor], step: int, steps: int, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Scalars by name, of which `loss` is learnt from.
+
+        `images`: the batch's, (B, 3, H, W) float32 RGB in [0, 1], after colour augmentation if there is any. `batch`:
+        the items of `pictures` and what `totals` adds. Draw at random from `draws` alone.
+        """
+
+    # --- what it says of pictures ---------------------------------------------------------------------------
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
+        return self.head(self.backbone(self.normalise(images))[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> logits (B, K)."""
+        return self.maps(images).mean((2, 3))
+
+    @property
+    def stride(self) -> int:
+        """Pixels to a cell of `view`."""
+        return encoders.feature_strides(self.backbone)[-1]
+
+    def view(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One view of pictures that show the classes `targets` (B, K) float32 -> what is summed over the views:
+        (B, K, ⌈H/stride⌉, ⌈W/stride⌉) float32, at least 0.
+        """
+        return self.maps(images).float().relu()
+
+    def normalised(self, planes: Tensor) -> Tensor:
+        """The planes (K', h, w) of the classes in a picture, summed over its views, brought to [0, 1]: each divided by
+        its maximum (plus 1e-5, as IRN does).
+        """
+        return planes / (planes.amax((1, 2), keepdim=True) + 1e-5)
+
+
+def present(manifest: Manifest, ids: list[str]) -> Tensor:
+    """Which classes pictures show: (B, K) float32 in {0, 1}."""
+    return torch.tensor(manifest.table.loc[ids, manifest.classes].to_numpy(dtype="float32"))
