@@ -107,6 +107,18 @@ def test_a_setting_of_one_experiment_reruns_that_one(finished: Checkout) -> None
     assert finished.planned("--config", change) == alone
 
 
+def test_another_source_is_made_beside_the_first(finished: Checkout) -> None:
+    sources = "sources={cam: {}, other: {classifier: {seed: 1}}}"
+    assert finished.planned("--config", sources) == {}  # nothing is made of it
+    beside = {"train_classifier": 1, "infer_cams": 2, "gather_cams": 1, "make_labels": 2, "gather_labels": 1}
+    labels = "labels={theirs: {refine: none, source: other}}"
+    planned = beside | {"evaluate_labels": 1, "tabulate": 1, "report": 1}
+    assert finished.planned("--config", sources, labels) == planned
+    alone = "sources={cam: {cam: {flip: false}}}"
+    expected = {key: count for key, count in FROM_CLASSIFIER.items() if key != "train_classifier"}
+    assert finished.planned("--config", alone) == expected
+
+
 def test_what_to_run_on_reruns_nothing(finished: Checkout) -> None:
     assert finished.planned("--config", "compute={threads: 2, device: cpu}") == {}
 

@@ -1,0 +1,214 @@
+"""What each rule of the two stages starts from, and the slice of the configuration that it depends on."""
+
+
+def weights_file(encoder):
+    """The weights file of an encoder, if it starts from one."""
+    return existing(
+        [encoder.weights]
+        if encoder.weights not in (None, "imagenet", "classifier")
+        else []
+    )
+
+
+def classifier(source):
+    """The network of a source."""
+    return f"{BASE}/{source}/classifier/classifier.safetensors"
+
+
+def source_of(wildcards):
+    """The source that a path belongs to."""
+    return CONFIG.sources[wildcards.source]
+
+
+def localiser_starts(wildcards):
+    """The files that a source starts from besides the pictures."""
+    source = source_of(wildcards)
+    return [
+        *weights_file(source.classifier.encoder),
+        *([classifier(source.start)] if source.start else []),
+        *([f"{BASE}/{source.labels}/labels.h5"] if source.labels else []),
+    ]
+
+
+def localiser_inputs(wildcards):
+    """What a source has besides pictures and their labels, as options of `beco train-classifier`."""
+    source = source_of(wildcards)
+    start = ["--start", classifier(source.start)] if source.start else []
+    labels = ["--labels", f"{BASE}/{source.labels}/labels.h5"] if source.labels else []
+    return start + labels
+
+
+def localiser_code(stage):
+    """What a stage depends on in our code, as a function of the wildcards: the stage's, and the source's method."""
+    return lambda wildcards: stage_hash(
+        stage, LOCALISERS.module(source_of(wildcards).method)
+    )
+
+
+def cams_of(wildcards):
+    """The score maps that a recipe starts from."""
+    return f"{BASE}/{CONFIG.source_of(wildcards.labels)}/cams.h5"
+
+
+def classifier_of(wildcards):
+    """The network of the source that a recipe starts from."""
+    return classifier(CONFIG.source_of(wildcards.labels))
+
+
+def irn_start(wildcards):
+    """The weights file that the backbone of a recipe's IRN starts from, if not from the classifier."""
+    if CONFIG.labels[wildcards.labels].irn.start != "encoder":
+        return []
+    source = CONFIG.sources[CONFIG.source_of(wildcards.labels)]
+    return weights_file(source.classifier.encoder)
+
+
+def experiment_of(wildcards):
+    """The experiment that a path belongs to."""
+    return CONFIG.experiments[wildcards.experiment]
+
+
+def network_of(wildcards):
+    """The network settings of the experiment that a path belongs to."""
+    return CONFIG.networks[experiment_of(wildcards).network]
+
+
+def training_code(wildcards):
+    """What a training depends on in our code: its recipe's, and no other's."""
+    recipe = RECIPES.module(experiment_of(wildcards).recipe)
+    return stage_hash("beco.stage2.train", recipe)
+
+
+def run_folder(name, seed):
+    """results/<dataset>/<labels>/<experiment>/seed<k>."""
+    return f"{BASE}/{CONFIG.experiments[name].labels}/{name}/seed{seed}"
+
+
+def recipes(*kinds):
+    """What the wildcard `labels` may be in a rule that is for some values of `refine` alone."""
+    return one_of(
+        name for name, recipe in CONFIG.labels.items() if recipe.refine in kinds
+    )
+
+
+def label_settings(wildcards):
+    """The settings that the labels follow from, given the class maps."""
+    recipe = CONFIG.labels[wildcards.labels]
+    return recipe.model_dump_json(include=recipe.label_keys())
+
+
+def pair_settings(wildcards):
+    """The settings of the confident labels that IRN learns from."""
+    recipe = CONFIG.labels[wildcards.labels].for_pairs()
+    return recipe.model_dump_json(include=recipe.label_keys())
+
+
+def pair_labels(wildcards):
+    """The confident labels that IRN learns from: a CRF recipe's of the same settings, if there is one, or its own."""
+    shared = CONFIG.pairs_of(wildcards.labels)
+    return (
+        f"{BASE}/{shared}/labels.h5"
+        if shared
+        else f"{BASE}/{wildcards.labels}/pairs.h5"
+    )
+
+
+def class_maps(wildcards):
+    """What a recipe makes labels of: the CAMs, or their scores after IRN's walk, shared by recipes of one IRN."""
+    owner = CONFIG.scores_of(wildcards.labels)
+    return f"{BASE}/{owner}/scores.h5" if owner else cams_of(wildcards)
+
+
+def sweep_settings(wildcards):
+    """The settings of the sweep of a path."""
+    return CONFIG.swept_settings(wildcards.labels)
+
+
+def sweep_options():
+    """The background scores of the sweep: --background score …"""
+    return [
+        word
+        for score in CONFIG.quality.backgrounds
+        for word in ("--background", str(score))
+    ]
+
+
+def quality_options():
+    """How the quality of labels is measured, as options of `beco evaluate-labels`."""
+    options = ["--fraction", str(CONFIG.training.reliable_fraction)]
+    if CONFIG.training.reliable_threshold is not None:
+        options += ["--threshold", str(CONFIG.training.reliable_threshold)]
+    return options + [
+        word for name in CONFIG.quality.apart for word in ("--apart", name)
+    ]
+
+
+def label_quality():
+    """What is measured of the labels: their quality, and the sweep if one is asked for."""
+    found = [f"{BASE}/{name}/quality/metrics.json" for name in LABELS]
+    return found + [f"{BASE}/{name}/quality/sweep.csv" for name in CONFIG.swept()]
+
+
+def irn_settings(part):
+    """The settings of IRN's training or of its walk, as a function of the wildcards."""
+
+    def chosen(wildcards):
+        settings = CONFIG.labels[wildcards.labels].irn
+        return settings.model_dump_json(include=getattr(settings, f"{part}_keys")())
+
+    return chosen
+
+
+def import_options(wildcards):
+    """What the configuration says of an import, as options of `beco import-labels`.
+
+    Without a background in the configuration the command's own holds: the default of the section is for our own CAMs.
+    """
+    recipe = CONFIG.labels[wildcards.labels]
+    options = ["--format", recipe.imported.format]
+    if "background" in recipe.model_fields_set:
+        options += ["--background", str(recipe.background)]
+    return options
+
+
+@cache
+def import_token(labels):
+    """What an import depends on besides the manifest: the files of its folder, looked at once."""
+    path = Path(CONFIG.labels[labels].imported.path)
+    return source_token(path, Path(f"{BASE}/{labels}"), Path(MANIFEST))
+
+
+def pseudo_labels(wildcards):
+    """The labels that an experiment learns from; none if it learns from the training masks."""
+    return (
+        [] if wildcards.labels == "truth" else [f"{BASE}/{wildcards.labels}/labels.h5"]
+    )
+
+
+def starting_weights(wildcards):
+    """Files that the networks of an experiment start from."""
+    encoder = network_of(wildcards).encoder
+    if encoder.weights == "classifier":
+        return [classifier_of(wildcards)]
+    return weights_file(encoder)
+
+
+def threads_of_a_process(wildcards, threads):
+    """Threads of each process of a training; fewer than configured where --cores grants the job fewer."""
+    return max(threads // COMPUTE.devices, 1)
+
+
+def spread_options():
+    """How a training is spread over devices, as options of `beco train`; no trigger, since a resource."""
+    options = f"--devices {COMPUTE.devices} --nodes {COMPUTE.nodes}"
+    return options + (" --compile" if COMPUTE.compile else "")
+
+
+def label_and_weight_options(wildcards):
+    """Where the labels and the starting weights of a training are, as options of `beco train`."""
+    options = []
+    if wildcards.labels != "truth":
+        options += ["--labels", f"{BASE}/{wildcards.labels}/labels.h5"]
+    if network_of(wildcards).encoder.weights == "classifier":
+        options += ["--classifier", classifier_of(wildcards)]
+    return options
