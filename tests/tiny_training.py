@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from beco.config import Optimiser, Schedule
 from beco.training.checkpoint import State
-from beco.training.engine import Compute, fit
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws
+from beco.training.trainer import Compute
 
 PICTURES, BATCH, STEPS = 10, 3, 11  # three steps an epoch, one picture left over; the last epoch is cut short
 
@@ -77,7 +78,9 @@ def train(
     chosen = Schedule.model_validate({"steps": STEPS, "batch_size": BATCH, **(schedule or {})})
     task, compute = Tiny(harm), Compute("cpu", 1, workers)
     what = identity or {"seed": 1, "settings": "a"}
-    return task, fit(task, Squares(), chosen, OPTIMISERS[optimiser], 1, folder, what, compute, "tiny", replace)
+    return task, fit(
+        task, Squares(), Plan(chosen, OPTIMISERS[optimiser], 1), Output(folder, what, "tiny", replace), compute
+    )
 
 
 def assert_same_run(task: Tiny, folder: Path, whole: Tiny, whole_folder: Path) -> None:

@@ -19,7 +19,7 @@ from beco.benchmark import crfs, pictures, presets, stages, stores, training
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.training.engine import Compute, choose_device, describe
+from beco.training.trainer import Compute, choose_device, describe
 
 PARTS = ("training", "stages", "stores", "crf")
 ROUNDS = {"demo": 15, "paper": 1}

@@ -27,8 +27,8 @@ from beco.stage2.recipes.base import Recipe
 from beco.training import engine
 from beco.training.augment import unit_range
 from beco.training.checkpoint import State
-from beco.training.engine import Compute
-from beco.training.sampling import Draws, StepSampler, part_slots
+from beco.training.sampling import Draws, StepSampler
+from beco.training.trainer import Compute, Trainer, add_scalars, describe, launch
 
 STEPS = 100_000  # of the training that the measured steps are the last of, so that warm-up is over
 SEED = 0
@@ -41,15 +41,27 @@ FIRST = 3  # batches before that, while processes start and fill their queues
 class Bench:
     """A training that is ready to run: what the engine's `fit` makes before its loop, and one resident batch."""
 
-    fabric: Fabric
-    task: Recipe
-    module: Any
-    optimiser: Any
+    trainer: Trainer
     setting: Setting
     batch: dict[str, Tensor]
-    parts: list[list[int]]
     sums: dict[str, Tensor] = field(default_factory=dict)
     taken: int = 0
+
+    @property
+    def task(self) -> Recipe:
+        """What is trained."""
+        task: Recipe = self.trainer.task
+        return task
+
+    @property
+    def fabric(self) -> Fabric:
+        """What it is trained on."""
+        return self.trainer.fabric
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """The places of a batch, part by part."""
+        return self.trainer.parts
 
     @property
     def online(self) -> bool:
@@ -59,9 +71,7 @@ class Bench:
     def passes(self) -> None:
         """Forward and backward passes of one step, by the engine's own function; gradients stay."""
         self.taken += 1
-        engine.step_of_parts(
-            self.fabric, self.module, self.task, self.batch, self.parts, SEED, STEPS - self.taken, STEPS, self._add
-        )
+        self.trainer.passes(self.batch, STEPS - self.taken, STEPS, self._add)
 
     def step(self) -> None:
         """One step of the training."""
@@ -70,12 +80,11 @@ class Bench:
 
     def optimise(self) -> None:
         """The optimiser's share of a step."""
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.trainer.optimise()
 
     def drop(self) -> None:
         """Forget the gradients."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.trainer.drop()
 
     def passes_alone(self) -> None:
         """As `passes`, and the gradients are forgotten."""
@@ -83,13 +92,13 @@ class Bench:
         self.drop()
 
     def _add(self, scalars: dict[str, Tensor], parts: int) -> None:
-        engine.add_scalars(self.sums, scalars, parts)
+        add_scalars(self.sums, scalars, parts)
 
 
 def prepare(setting: Setting, compute: Compute, batch: dict[str, Tensor] | None = None) -> Bench:
     """Networks with random weights, their optimiser, and a batch on the device (made up if none is given)."""
     schedule = setting.training.schedule
-    fabric = engine.launch(compute, schedule)
+    fabric = launch(compute, schedule)
     torch.manual_seed(SEED)
     networks: list[Segmenter] = []
     for _ in range(RECIPES.fact(setting.recipe, "NETWORKS")):
@@ -97,13 +106,11 @@ def prepare(setting: Setting, compute: Compute, batch: dict[str, Tensor] | None 
         if compute.compile:
             networks[-1].compile()
     task = recipes.make(setting.recipe, networks, setting.training, setting.classes)
-    optimiser = engine.make_optimiser(task, setting.training.optimiser)
-    module, optimiser = fabric.setup(engine.prepared(task, fabric), optimiser)
-    module.train()
+    trainer = Trainer(task, setting.training.optimiser, fabric, schedule, SEED)
+    trainer.module.train()
     batch = made_up_batch(setting) if batch is None else batch
     batch = {key: value.to(fabric.device) for key, value in batch.items()}
-    parts = [part_slots(schedule.batch_size, schedule.accumulate, number) for number in range(schedule.accumulate)]
-    return Bench(fabric, task, module, optimiser, setting, batch, parts)
+    return Bench(trainer, setting, batch)
 
 
 def made_up_batch(setting: Setting) -> dict[str, Tensor]:
@@ -136,7 +143,7 @@ def measure(setting: Setting, compute: Compute, rounds: int, loader: Dataset[Any
 def _describe(bench: Bench) -> dict[str, Any]:
     setting, training = bench.setting, bench.setting.training
     return {
-        "device": engine.describe(bench.fabric.device),
+        "device": describe(bench.fabric.device),
         "recipe": setting.recipe,
         "network": f"{setting.network.architecture} on {setting.network.encoder.name}",
         "networks": len(bench.task.networks),
@@ -239,7 +246,7 @@ def _optimiser_alone(bench: Bench) -> Callable[[], None]:
     """The optimiser's step on gradients that stay; they are zero, so that the weights keep their size."""
     for parameter in bench.task.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    return lambda: bench.optimiser.step()
+    return lambda: bench.trainer.optimiser.step()
 
 
 def _rates(bench: Bench, rounds: int, bare_s: float) -> dict[str, Any]:

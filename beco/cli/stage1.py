@@ -104,7 +104,7 @@ def train_classifier(
     from beco.schema.stage1 import options_of
     from beco.stage1 import train as stage
     from beco.stage1.localisers.base import Inputs
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     own = read_settings(options_of(LOCALISERS.given(method, "--method")), options, "--options").model_dump()
     inputs = Inputs(labels, start).checked(method)
@@ -130,7 +130,7 @@ def cams(
     from beco.config import Cam, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage1 import views
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     pictures = manifests.read(manifest, root).split(split)
     views.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
@@ -156,7 +156,7 @@ def train_irn(
     from beco.config import Irn, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage1.refine import irn_train
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
     compute = Compute(device, threads, workers, devices, nodes)
@@ -180,7 +180,7 @@ def refine(
     from beco.config import Irn, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage1.refine import irn_walk
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     pictures, chosen = manifests.read(manifest, root).split(split), read_settings(Irn, settings)
     irn_walk.infer(pictures, cams, irn, chosen, Compute(device, threads), shard, output)

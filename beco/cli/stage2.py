@@ -50,23 +50,15 @@ def train(
     from beco.datasets import manifest as manifests
     from beco.schema.slots import RECIPES
     from beco.stage2 import train as stage
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     RECIPES.given(recipe, "--recipe")
-    stage.train(
-        manifests.read(manifest, root),
-        split,
-        val_split,
-        labels,
-        classifier,
-        read_settings(Network, network, "--network"),
-        read_settings(Training, settings),
-        recipe,
-        seed,
-        Compute(device, threads, workers, devices, nodes, compile),
-        output,
-        replace,
-    )
+    pictures, chosen = manifests.read(manifest, root), read_settings(Training, settings)
+    built = read_settings(Network, network, "--network")
+    wanted = stage.Wanted(recipe, built, chosen, seed, labels, classifier)
+    held_out = pictures.split(val_split) if chosen.validate_every else None
+    compute = Compute(device, threads, workers, devices, nodes, compile)
+    stage.train(pictures.split(split), held_out, wanted, compute, output, replace)
 
 
 @app.command()
@@ -84,7 +76,7 @@ def predict(
     from beco.config import Prediction, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage2 import predict as stage
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     pictures = manifests.read(manifest, root)
     pictures = pictures if split == "all" else pictures.split(split)
@@ -116,7 +108,7 @@ def benchmark(
 ) -> None:
     """Measure the speed on this machine against bounds of the same run."""
     from beco.benchmark import report as stage
-    from beco.training.engine import Compute
+    from beco.training.trainer import Compute
 
     options = stage.Options(
         preset,

@@ -34,9 +34,8 @@ from beco.plan.rates import Point, Rates, key
 from beco.stage1.refine import labels as labelling
 from beco.stage1.refine.irn_train import IrnTask
 from beco.stage1.train import LocaliserTask
-from beco.training import engine
 from beco.training.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
-from beco.training.engine import Compute, choose_device
+from beco.training.trainer import Compute, Trainer, choose_device, describe, launch
 
 Task = Callable[[], object]
 SECONDS = 1.0  # of each measurement, or one call
@@ -80,7 +79,7 @@ def here(config: Config, pictures: Pictures, jobs: Iterable[Job]) -> Rates:
     device = choose_device(config.compute.device)
     torch.set_num_threads(1)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    rates = Rates(engine.describe(device), device.type == "cuda", "measured here", points={"train": [], "infer": []})
+    rates = Rates(describe(device), device.type == "cuda", "measured here", points={"train": [], "infer": []})
     for group in IMPORTS:
         rates.start[group] = start_up(group)
     works = {key(work): work for job in jobs for work in job.works if work.kind != "start" and work.count}
@@ -154,9 +153,9 @@ def _stepper(bench: Bench, what: Trained, part: int) -> Task:
         if isinstance(settings, Classifier)
         else IrnTask(network, settings.radius)  # type: ignore[arg-type]
     )
-    fabric = engine.launch(bench.compute, settings.schedule)
-    optimiser = engine.make_optimiser(task, settings.optimiser)
-    module, optimiser = fabric.setup(engine.prepared(task, fabric), optimiser)
+    fabric = launch(bench.compute, settings.schedule)
+    alone = settings.schedule.model_copy(update={"batch_size": part, "accumulate": 1})
+    trainer = Trainer(task, settings.optimiser, fabric, alone, 0)
     batch = {
         "image": torch.randint(0, 256, (part, 3, size, size), dtype=torch.uint8),
         "target": torch.eye(1, bench.pictures.classes).repeat(part, 1),
@@ -165,9 +164,8 @@ def _stepper(bench: Bench, what: Trained, part: int) -> Task:
     batch = {name: value.to(fabric.device) for name, value in batch.items()}
 
     def step() -> None:
-        engine.step_of_parts(fabric, module, task, batch, [list(range(part))], 0, 0, 1, lambda *_: None)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        trainer.passes(batch, 0, 1, lambda *_: None)
+        trainer.optimise()
 
     return step
 

@@ -32,7 +32,7 @@ from beco.networks.frozen import freeze
 from beco.networks.segmenter import backbone_of
 from beco.plan import room
 from beco.stage1.train import unscored
-from beco.training.engine import choose_device
+from beco.training.trainer import choose_device
 
 GIB = room.GIB
 Backbone = tuple[Encoder, Callable[[Encoder], nn.Module]]

@@ -23,8 +23,9 @@ from beco.stage1.localisers.base import Inputs, Localiser
 from beco.training.augment import unit_range
 from beco.training.batches import size_batches
 from beco.training.colour import StrongColour
-from beco.training.engine import Compute, choose_device, fit
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws, mixed_seed
+from beco.training.trainer import Compute, choose_device
 
 log = logging.getLogger("beco")
 
@@ -102,14 +103,9 @@ def train(
     state = fit(
         LocaliserTask(network, settings.colour),
         network.pictures(pictures, settings.crop, settings.encoder.mean, wanted.inputs),
-        settings.schedule,
-        settings.optimiser,
-        settings.seed,
-        output,
-        identity,
+        Plan(settings.schedule, settings.optimiser, settings.seed),
+        Output(output, identity, "classifier", replace),
         compute,
-        "classifier",
-        replace,
     )
     if not state.is_writer:
         return

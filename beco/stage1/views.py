@@ -19,7 +19,7 @@ from beco.stage1.maps import CELLS
 from beco.stage1.placing import placed
 from beco.stage1.train import load
 from beco.training.batches import size_batches
-from beco.training.engine import Compute, choose_device
+from beco.training.trainer import Compute, choose_device
 
 
 def infer(manifest: Manifest, classifier: Path, settings: Cam, compute: Compute, shard: str, output: Path) -> None:

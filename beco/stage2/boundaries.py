@@ -40,6 +40,17 @@ class Supervision:
     pasted: Tensor
 
 
+class Mixing(NamedTuple):
+    """How pictures are mixed."""
+
+    classes: int
+    probability: float
+    """That a picture receives anything."""
+    ignore_background: bool
+    band_width: int
+    """Pixels on either side of a pasted border; 0: no band."""
+
+
 def partners(tensor: Tensor) -> Tensor:
     """Each entry's partner: the batch rolled by half its length."""
     return tensor.roll(len(tensor) // 2, 0)
@@ -83,15 +94,12 @@ def mix(
     offline: Opinion,
     believed: Opinion,
     region: Tensor,
-    classes: int,
-    probability: float,
-    ignore_background: bool,
-    band_width: int,
+    how: Mixing,
     draws: Draws,
 ) -> Supervision:
     """Class-mix by pairs.
 
-    Each picture receives, with the given probability, half of its partner's classes: the pixels of these within
+    Each picture receives, with the probability of `how`, half of its partner's classes: the pixels of these within
     `region` (B, H, W) bool, by the label that is `believed`. A picture that takes part is then supervised by what is
     believed, its own pixels and the pasted ones each as in the picture that they come from, even if there was nothing
     to paste; any other keeps its offline label and reliable pixels.
@@ -99,15 +107,15 @@ def mix(
     if len(images) % 2:
         raise ValueError("pairs need an even batch")
     donor, donor_region = Opinion(*map(partners, believed)), partners(region)
-    chances, order = draws.uniform(), draws.uniform(classes + 1)
-    chosen = choose_classes(donor.label, donor_region, classes, ignore_background, order)
-    mixed = (chances < probability).view(-1, 1, 1)
+    chances, order = draws.uniform(), draws.uniform(how.classes + 1)
+    chosen = choose_classes(donor.label, donor_region, how.classes, how.ignore_background, order)
+    mixed = (chances < how.probability).view(-1, 1, 1)
     pasted = paste_mask(donor.label, donor_region, chosen & mixed.view(-1, 1))
     return Supervision(
         # a weight of 0 or 1 is exact, and faster than `where`
         images=torch.lerp(images, partners(images), pasted.unsqueeze(1).to(images.dtype)),
         label=torch.where(mixed, torch.where(pasted, donor.label, believed.label), offline.label),
         reliable=torch.where(mixed, torch.where(pasted, donor.reliable, believed.reliable), offline.reliable),
-        band=boundary_band(pasted, band_width),
+        band=boundary_band(pasted, how.band_width),
         pasted=pasted,
     )

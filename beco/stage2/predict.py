@@ -24,7 +24,7 @@ from beco.networks.segmenter import Segmenter
 from beco.stage2.outputs import Outputs
 from beco.stage2.train import load
 from beco.training.batches import size_batches
-from beco.training.engine import Compute, choose_device
+from beco.training.trainer import Compute, choose_device
 
 MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,72 +23,82 @@ from beco.schema.slots import RECIPES
 from beco.stage2 import recipes
 from beco.stage2.validate import Validator
 from beco.training.augment import LabelledPictures
-from beco.training.engine import Compute, choose_device, describe, fit
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import mixed_seed
+from beco.training.trainer import Compute, choose_device, describe
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Networks to train."""
+
+    recipe: str
+    network: Network
+    settings: Training
+    seed: int = 0
+    labels: Path | None = None
+    """`labels.h5`; None: the training masks, as an upper bound."""
+    classifier: Path | None = None
+    """The network of stage one, for encoders that start from it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the networks, besides the pictures."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "network": self.network.model_dump(mode="json"),
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "labels": file_hash(self.labels) if self.labels else "truth",
+            "weights": self._starting_weights(),
+        }
+
+    def _starting_weights(self) -> str | None:
+        if self.network.encoder.weights == "classifier":
+            return file_hash(self.classifier) if self.classifier is not None else "classifier"
+        return encoders.weights_hash(self.network.encoder)
 
 
 def train(
-    manifest: Manifest,
-    split: str,
-    val_split: str,
-    labels: Path | None,
-    classifier: Path | None,
-    network: Network,
-    settings: Training,
-    recipe: str,
-    seed: int,
-    compute: Compute,
-    output: Path,
-    replace: bool,
+    pictures: Manifest, held_out: Manifest | None, wanted: Wanted, compute: Compute, output: Path, replace: bool
 ) -> None:
-    """Train the networks of one recipe on `labels` (None: the training masks, as an upper bound).
+    """Train the networks of one recipe on `pictures`.
 
     Writes `networks.safetensors`, `training.json` and `history.csv` into `output`. With `settings.validate_every` the
-    history has scores on `val_split`, and with `settings.choose: best` the networks of the best epoch are kept.
+    history has scores on `held_out`, which may else be None, and with `settings.choose: best` the networks of the best
+    epoch are kept.
     """
-    pictures = manifest.split(split)
-    reader = _checked_labels(pictures, labels)
-    if classifier is not None and network.encoder.weights == "classifier":
-        encoders.load_network(classifier, "classifier", manifest.classes)  # before anything is built
+    settings, network, recipe, seed = wanted.settings, wanted.network, wanted.recipe, wanted.seed
+    reader = _checked_labels(pictures, wanted.labels)
+    if wanted.classifier is not None and network.encoder.weights == "classifier":
+        encoders.load_network(wanted.classifier, "classifier", pictures.classes)  # before anything is built
     if RECIPES.fact(recipe, "PAIRS") and settings.schedule.batch_size % 2:
         raise UserError("training.schedule.batch_size: pairs are mixed, so it must be even")
     networks = []
     for number in range(RECIPES.fact(recipe, "NETWORKS")):
         torch.manual_seed(mixed_seed(seed, number, 5))
-        networks.append(build(network, len(manifest.classes), classifier))
+        networks.append(build(network, len(pictures.classes), wanted.classifier))
         if compute.compile:
             networks[-1].compile()
-    identity = {
-        "settings": settings.model_dump(mode="json"),
-        "network": network.model_dump(mode="json"),
-        "recipe": recipe,
-        "seed": seed,
-        "labels": file_hash(labels) if labels else "truth",
-        "manifest": pictures.table.to_csv(),
-        "weights": _starting_weights(network, classifier),
-    }
+    identity = wanted.identity() | {"manifest": pictures.table.to_csv()}
     metadata = {
         "network": network.model_dump_json(),
-        "classes": json.dumps(manifest.classes),
+        "classes": json.dumps(pictures.classes),
         "count": str(len(networks)),
     }
     best = output / "best.safetensors"
     validator = None
     if settings.validate_every:
-        validator = Validator(networks, manifest.split(val_split), pictures, settings, compute, best, metadata)
+        if held_out is None:
+            raise ValueError("a training that is validated needs pictures for that")
+        validator = Validator(networks, held_out, pictures, settings, compute, best, metadata)
         identity["validation"] = validator.pictures.table.to_csv()
     rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
     state = fit(
-        recipes.make(recipe, networks, settings, len(manifest.classes)),
+        recipes.make(recipe, networks, settings, len(pictures.classes)),
         LabelledPictures(pictures, reader, *rule, mean=network.encoder.mean),
-        settings.schedule,
-        settings.optimiser,
-        seed,
-        output,
-        identity,
+        Plan(settings.schedule, settings.optimiser, seed),
+        Output(output, identity, f"{recipe} seed {seed}", replace),
         compute,
-        f"{recipe} seed {seed}",
-        replace,
         validator,
     )
     if not state.is_writer:
@@ -120,12 +131,6 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
         check_meaning(pictures)
         return None
     return open_labels(labels, pictures)
-
-
-def _starting_weights(network: Network, classifier: Path | None) -> str | None:
-    if network.encoder.weights == "classifier":
-        return file_hash(classifier) if classifier is not None else "classifier"
-    return encoders.weights_hash(network.encoder)
 
 
 def load(path: Path) -> tuple[list[Segmenter], list[str]]:

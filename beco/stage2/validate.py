@@ -17,7 +17,7 @@ from beco.stage2.recipes.base import online_labels
 from beco.training.batches import size_batches
 from beco.training.checkpoint import State
 from beco.training.crops import resized_label
-from beco.training.engine import Compute, choose_device
+from beco.training.trainer import Compute, choose_device
 
 
 class Validator:

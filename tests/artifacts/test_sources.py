@@ -141,7 +141,7 @@ def test_an_edit_counts_for_its_own_stage_and_what_imports_it(changed_by: Edit) 
         "beco.stage2.train",
         "beco.stage2.predict",  # which reads the networks through the training's module
     }
-    assert changed_by("training/engine.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
+    assert changed_by("training/trainer.py", replacing("momentum=settings.momentum", "momentum=0.8")) == training
     assert changed_by("networks/weights.py", replacing('"fc."', '"fcc."')) == training
     stores = changed_by("artifacts/store.py", replacing("compression_opts=6", "compression_opts=5"))
     made = {"beco.artifacts.store", "beco.stage1.views", "beco.stage1.refine.labels", "beco.stage2.train"}

@@ -26,8 +26,8 @@ from beco.plan import rates as plan_rates
 from beco.plan.rates import Rates
 from beco.schema.slots import RECIPES
 from beco.stage2 import recipes
-from beco.training.engine import Compute
 from beco.training.sampling import Draws
+from beco.training.trainer import Compute
 
 TINY_NETWORK = "{encoder: {options: {channels: [8, 16, 24, 32]}}, decoder_channels: 8}"
 TINY = "{crop: {size: 32}, schedule: {batch_size: 4}}"

@@ -18,7 +18,7 @@ from beco.datasets.palette import voc_palette, write_index_png
 from beco.errors import UserError
 from beco.evaluation.scores.evaluate import evaluate_predictions
 from beco.stage2 import train
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 CLASSES = ["cat", "dog", "boat"]
 SIZE = (12, 16)
@@ -310,9 +310,8 @@ def test_evaluate_refuses_them_as_well(tmp_path: Path, values: dict[int, int]) -
 def test_training_on_masks_refuses_them_before_it_begins(tmp_path: Path) -> None:
     pictures = manifest(tmp_path, mapped({1: 2, 2: 3, 3: 1}))
     with pytest.raises(UserError, match="order of the classes"):
-        train.train(
-            pictures, "train", "val", None, None, Network(), Training(), "single", 0, Compute("cpu"), tmp_path, False
-        )
+        wanted = train.Wanted("single", Network(), Training())
+        train.train(pictures.split("train"), None, wanted, Compute("cpu"), tmp_path, False)
 
 
 def test_the_order_of_many_classes_is_told_in_short() -> None:

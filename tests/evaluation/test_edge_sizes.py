@@ -28,7 +28,7 @@ from beco.evaluation.tables.tables import LabelSource, Results
 from beco.project import check
 from beco.stage1 import train as classifier
 from beco.stage2.validate import Validator
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 8, 8]})
 SETTINGS = Classifier(encoder=SMALL, schedule=Schedule(steps=1, batch_size=2), crop=Crop(size=32))

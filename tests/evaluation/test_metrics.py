@@ -18,7 +18,7 @@ from beco.evaluation.scores.evaluate import CONVENTION
 from beco.evaluation.scores.metrics import MEAN_RULE, PICTURE_COUNTS, Scorer, band_width, contour_band
 from beco.evaluation.tables.table_files import MEAN_NOTE
 from beco.stage2.validate import Validator
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 CLASSES = 4
 SHAPES = st.tuples(st.integers(2, 14), st.integers(2, 14))

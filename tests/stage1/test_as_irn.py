@@ -30,8 +30,9 @@ from beco.networks.frozen import freeze
 from beco.stage1 import train as classifier
 from beco.stage1.localisers.base import Localiser
 from beco.stage1.train import LocaliserTask
-from beco.training.engine import Compute, fit, make_optimiser
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws
+from beco.training.trainer import Compute, make_optimiser
 
 PLAIN = {"name": "resnet26", "options": {"layers": [1, 1, 1, 2], "channels": [8, 8, 12, 16]}}
 SMALL = {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}
@@ -84,8 +85,8 @@ def network(settings: Classifier) -> Localiser:
 
 def trained(settings: Classifier, folder: Path, task: type[LocaliserTask] = LocaliserTask) -> dict[str, Tensor]:
     built = network(settings)
-    given = (settings.schedule, settings.optimiser, 0, folder, {}, Compute("cpu"), "classifier")
-    fit(task(built, settings.colour), Pictures(), *given)
+    plan, output = Plan(settings.schedule, settings.optimiser, 0), Output(folder, {}, "classifier")
+    fit(task(built, settings.colour), Pictures(), plan, output, Compute("cpu"))
     return built.state_dict()
 
 

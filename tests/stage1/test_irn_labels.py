@@ -24,7 +24,7 @@ from beco.networks import encoders
 from beco.stage1 import localisers
 from beco.stage1.maps import CELLS
 from beco.stage1.refine import irn, irn_train, irn_walk, labels
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 

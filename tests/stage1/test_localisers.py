@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from beco import cli
 from beco.artifacts import sources
 from beco.artifacts.files import read_json
 from beco.artifacts.store import Store
-from beco.cli.options import app
 from beco.config import Cam, Classifier, validate_config
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
@@ -28,7 +25,7 @@ from beco.schema.slots import LOCALISERS
 from beco.schema.stage1 import options_of
 from beco.stage1 import localisers, train, views
 from beco.stage1.localisers.base import Inputs
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 TOY = '''"""A toy: the classifier's loss, and a second on the maxima of its maps; mapped by a power of their share."""
 

@@ -36,8 +36,8 @@ from beco.stage1.localisers.base import Localiser
 from beco.stage1.refine import labels
 from beco.stage1.train import LocaliserTask
 from beco.training.batches import size_batches
-from beco.training.engine import Compute
 from beco.training.sampling import Draws
+from beco.training.trainer import Compute
 
 SMALL = Encoder(name="resnet10t", options={"channels": [8, 8, 16, 16]})
 NONE = torch.zeros(1, 1)  # which classes are shown does not matter to these maps

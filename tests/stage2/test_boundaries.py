@@ -14,7 +14,16 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
-from beco.stage2.boundaries import Opinion, Supervision, boundary_band, choose_classes, mix, partners, paste_mask
+from beco.stage2.boundaries import (
+    Mixing,
+    Opinion,
+    Supervision,
+    boundary_band,
+    choose_classes,
+    mix,
+    partners,
+    paste_mask,
+)
 from beco.training.sampling import Draws
 
 CLASSES = 4
@@ -141,7 +150,9 @@ OFFLINE = Opinion(torch.stack([grid(*["0000"] * 4), grid(*["1111"] * 4)]), torch
 
 def pair(believed: tuple[Tensor, Tensor], probability: float = 1.0, width: int = 1) -> Supervision:
     """Mixed by what is reliable of a label, as online labels are."""
-    return mix(IMAGES, OFFLINE, Opinion(*believed), believed[1], CLASSES, probability, True, width, drawn_for(2))
+    return mix(
+        IMAGES, OFFLINE, Opinion(*believed), believed[1], Mixing(CLASSES, probability, True, width), drawn_for(2)
+    )
 
 
 def test_a_pair_by_hand() -> None:
@@ -172,7 +183,7 @@ def test_whole_classes_are_pasted_and_stay_as_reliable_as_they_were() -> None:
     label = torch.stack([grid(*["0000"] * 4), grid("33x0", "33x0", "33x0", "33x0")])
     reliable = torch.stack([flags("....", "####", "####", "####"), flags("##..", "....", "....", "....")])
     given = Opinion(label, reliable)
-    found = mix(IMAGES, given, given, label != 255, CLASSES, 1.0, True, 0, drawn_for(2))
+    found = mix(IMAGES, given, given, label != 255, Mixing(CLASSES, 1.0, True, 0), drawn_for(2))
     assert torch.equal(found.pasted, torch.stack([flags(*["##.."] * 4), ~ALL]))
     assert torch.equal(found.label[0], grid(*["3300"] * 4)) and torch.equal(found.label[1], label[1])
     assert torch.equal(found.reliable[0], flags("##..", "..##", "..##", "..##"))  # two of the eight pasted pixels
@@ -204,7 +215,7 @@ def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() ->
     online = Opinion(torch.full((400, 1, 1), 2), torch.ones(400, 1, 1, dtype=torch.bool))
     offline = Opinion(torch.zeros(400, 1, 1, dtype=torch.long), torch.zeros(400, 1, 1, dtype=torch.bool))
     given = torch.zeros(400, 3, 1, 1), offline, online, online.reliable
-    mixed = mix(*given, CLASSES, 0.3, True, 1, drawn_for(400)).label.flatten() == 2
+    mixed = mix(*given, Mixing(CLASSES, 0.3, True, 1), drawn_for(400)).label.flatten() == 2
     assert 0.2 < mixed.float().mean() < 0.4  # four standard deviations
     one, other = mixed[:200], mixed[200:]
     assert {(bool(a), bool(b)) for a, b in zip(one, other, strict=True)} == {
@@ -215,7 +226,7 @@ def test_each_picture_of_a_pair_takes_part_for_itself_and_as_often_as_asked() ->
 def test_an_odd_batch_is_refused() -> None:
     three = Opinion(torch.zeros(3, 2, 2, dtype=torch.long), torch.ones(3, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="even"):
-        mix(torch.zeros(3, 3, 2, 2), three, three, three.reliable, CLASSES, 1, True, 1, drawn_for(3))
+        mix(torch.zeros(3, 3, 2, 2), three, three, three.reliable, Mixing(CLASSES, 1, True, 1), drawn_for(3))
 
 
 # --- properties ---------------------------------------------------------------------------------------------
@@ -232,10 +243,7 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
         "offline": Opinion(torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
         "believed": Opinion(torch.from_numpy(draw(labels)), torch.from_numpy(draw(masks))),
         "region": torch.from_numpy(draw(masks)),
-        "classes": CLASSES,
-        "probability": draw(st.sampled_from([0.0, 0.5, 1.0])),
-        "ignore_background": draw(st.booleans()),
-        "band_width": draw(st.integers(0, 2)),
+        "how": Mixing(CLASSES, draw(st.sampled_from([0.0, 0.5, 1.0])), draw(st.booleans()), draw(st.integers(0, 2))),
     }
 
 
@@ -269,24 +277,24 @@ def test_every_pixel_comes_from_where_it_should(batch: dict[str, Any], seed: int
                 )
             )
         assert any(fits)
-        if batch["probability"] != 0.5:
-            assert fits[int(batch["probability"])]
+        if batch["how"].probability != 0.5:
+            assert fits[int(batch["how"].probability)]
         pasted = found.pasted[i]
         donor_label, donor_region = batch["believed"].label[j], batch["region"][j]
         values = set(donor_label[pasted].tolist())
-        assert 255 not in values and (not batch["ignore_background"] or 0 not in values)
+        assert 255 not in values and (not batch["how"].ignore_background or 0 not in values)
         assert donor_region[pasted].all()
         # of a class either every pixel of the region is pasted or none
         for value in values:
             assert torch.equal(pasted & (donor_label == value), donor_region & (donor_label == value))
-        if batch["probability"] == 1:
+        if batch["how"].probability == 1:
             candidates = (
-                set(donor_label[donor_region].tolist()) - {255} - ({0} if batch["ignore_background"] else set())
+                set(donor_label[donor_region].tolist()) - {255} - ({0} if batch["how"].ignore_background else set())
             )
             assert len(values) == math.ceil(len(candidates) / 2)
         if not pasted.any():
             assert not found.band[i].any()
-    assert torch.equal(found.band, boundary_band(found.pasted, batch["band_width"]))
+    assert torch.equal(found.band, boundary_band(found.pasted, batch["how"].band_width))
     assert (found.images == found.images[:, :1]).all()  # all channels alike
     for key, tensors in before.items():  # the inputs are not written into
         assert all(torch.equal(one, other) for one, other in zip(tensors, batch[key], strict=True))
@@ -300,6 +308,6 @@ def test_identical_pictures_stay_as_they_are(batch: dict[str, Any], seed: int) -
     for key in ("offline", "believed"):
         twice[key] = Opinion(*(tensor[:half].repeat(2, 1, 1) for tensor in batch[key]))
     twice["region"] = batch["region"][:half].repeat(2, 1, 1)
-    found = mix(**{**batch, **twice, "probability": 1.0}, draws=drawn_for(2 * half, seed))
+    found = mix(**{**batch, **twice, "how": batch["how"]._replace(probability=1.0)}, draws=drawn_for(2 * half, seed))
     assert torch.equal(found.images, twice["images"])
     assert torch.equal(found.label, twice["believed"][0]) and torch.equal(found.reliable, twice["believed"][1])

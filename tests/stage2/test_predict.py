@@ -24,7 +24,7 @@ from beco.networks.segmenter import Segmenter
 from beco.stage2 import outputs
 from beco.stage2 import predict as prediction
 from beco.training.batches import size_batches
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 CLASSES = ["one", "two"]
 # (height, width): two sizes several times, one alone

@@ -188,11 +188,11 @@ def test_warm_up_uses_offline_labels_and_no_band(mixed_with: list[tuple[Any, ...
     task, networks = stub_task("beco", mix={"probability": 1, "band_width": 1})
     batch = some_batch()
     losses = run(task, batch, 4, 20)  # the last step of the first quarter
-    ((images, offline, believed, region, classes, probability, ignore, width, _),) = mixed_with
+    ((images, offline, believed, region, how, _),) = mixed_with
     assert torch.equal(images, unit_range(batch["image"])) and torch.equal(region, batch["label"] != UNCERTAIN)
     for label, mask in (offline, believed):
         assert torch.equal(label, batch["label"].long()) and torch.equal(mask, batch["reliable"])
-    assert (classes, probability, ignore, width) == (2, 1, True, 0)
+    assert how == (2, 1, True, 0)
     assert [len(network.calls) for network in networks] == [1, 1]
     assert losses["share_pasted"] > 0  # it mixes already
 
@@ -202,8 +202,8 @@ def test_offline_labels_can_supervise_to_the_end(mixed_with: list[tuple[Any, ...
     task, networks = stub_task("beco", mix={"probability": 1, "band_width": 1, "labels": labels})
     batch = some_batch()
     run(task, batch, 5, 20)  # after the first quarter
-    ((_, offline, believed, region, *_, width, _),) = mixed_with
-    assert believed is offline and width == 1
+    ((_, offline, believed, region, how, _),) = mixed_with
+    assert believed is offline and how.band_width == 1
     whole, reliable = batch["label"] != UNCERTAIN, batch["reliable"]
     assert torch.equal(region, whole if labels == "offline" else reliable) and not torch.equal(whole, reliable)
     assert [len(network.calls) for network in networks] == [1, 1]
@@ -215,10 +215,10 @@ def test_after_warm_up_both_networks_decide_together_on_clean_pictures(mixed_wit
     batch = some_batch()
     clean = unit_range(batch["image"])
     run(task, batch, 5, 20)
-    ((_, offline, (label, trusted), region, _, _, ignore, width, _),) = mixed_with
+    ((_, offline, (label, trusted), region, how, _),) = mixed_with
     assert region is trusted
     assert torch.equal(offline[0], batch["label"].long()) and torch.equal(offline[1], batch["reliable"])
-    assert not ignore and width == 2
+    assert not how.ignore_background and how.band_width == 2
     probability = (sum(network.line(clean) for network in networks) / 2).softmax(1)
     assert torch.equal(label, probability.argmax(1))
     assert torch.equal(trusted, probability.amax(1) > 0.6) and 0 < trusted.float().mean() < 1

@@ -28,7 +28,7 @@ from beco.schema import Shapes
 from beco.schema.slots import RECIPES
 from beco.stage2 import recipes
 from beco.stage2 import train as training
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 TOY = '''"""A toy: three networks, each on the labels, the second and third with half the loss."""
 
@@ -103,9 +103,8 @@ def run(pictures: manifests.Manifest, name: str, output: Path) -> dict[str, torc
     settings = Training.model_validate(
         {**SETTINGS, "schedule": {"batch_size": 4, "steps": 4, "checkpoint_minutes": 1e-6}}
     )
-    training.train(
-        pictures, "train", "val", None, None, NETWORK, settings, name, 1, Compute("cpu"), output, False
-    )  # fmt: skip
+    wanted = training.Wanted(name, NETWORK, settings, 1)
+    training.train(pictures.split("train"), pictures.split("val"), wanted, Compute("cpu"), output, False)
     return load_network(output / "networks.safetensors")[0]
 
 

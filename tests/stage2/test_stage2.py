@@ -29,7 +29,7 @@ from beco.stage2.recipes.base import Recipe
 from beco.training import augment
 from beco.training.augment import LabelledPictures
 from beco.training.checkpoint import State
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 SMALL = {"encoder": {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}, "decoder_channels": 8}
 NETWORK = Network.model_validate({**SMALL, "atrous_rates": [1, 2, 3]})
@@ -70,20 +70,8 @@ def started(
     monkeypatch.setattr(training, "fit", fit)
     network = Network.model_validate({**NETWORK.model_dump(), **more.pop("network", {})})
     settings = Training.model_validate({"schedule": {"steps": 1, "batch_size": 2, **more}})
-    training.train(
-        pictures,
-        "train",
-        "val",
-        None,
-        None,
-        network,
-        settings,
-        recipe,
-        seed,
-        Compute("cpu"),
-        output,
-        False,  # type: ignore[arg-type]
-    )
+    wanted = training.Wanted(recipe, network, settings, seed)
+    training.train(pictures.split("train"), pictures.split("val"), wanted, Compute("cpu"), output, False)
     return kept
 
 

@@ -21,7 +21,7 @@ from beco.networks.encoders import load_network
 from beco.stage2 import train as training
 from beco.stage2.validate import Validator
 from beco.training.checkpoint import State
-from beco.training.engine import Compute
+from beco.training.trainer import Compute
 
 NETWORK = Network.model_validate(
     {
@@ -162,11 +162,22 @@ def test_watching_needs_a_time_to_look() -> None:
         settings(validate_every=None, watch_labels=3)
 
 
+def wanted(chosen: Training) -> training.Wanted:
+    return training.Wanted("beco", NETWORK, chosen)
+
+
 def test_watching_changes_nothing(pictures: manifests.Manifest, tmp_path: Path) -> None:
     def trained(name: str, **more: Any) -> tuple[dict[str, Tensor], pd.DataFrame]:
         chosen = settings(**more)
         folder, compute = tmp_path / name, Compute("cpu")
-        training.train(pictures, "train", "val", None, None, NETWORK, chosen, "beco", 0, compute, folder, False)
+        training.train(
+            pictures.split("train"),
+            pictures.split("val"),
+            wanted(chosen),
+            compute,
+            folder,
+            False,
+        )
         return load_network(folder / "networks.safetensors")[0], pd.read_csv(folder / "history.csv")
 
     plain, watched = trained("plain", validate_every=None), trained("watched", validate_every=2, watch_labels=8)
@@ -179,7 +190,14 @@ def test_watching_changes_nothing(pictures: manifests.Manifest, tmp_path: Path) 
 @pytest.mark.parametrize("choose", ["last", "best"])
 def test_a_training_with_scores(pictures: manifests.Manifest, tmp_path: Path, choose: str) -> None:
     chosen, compute = settings(choose=choose), Compute("cpu")
-    training.train(pictures, "train", "val", None, None, NETWORK, chosen, "beco", 0, compute, tmp_path, False)
+    training.train(
+        pictures.split("train"),
+        pictures.split("val"),
+        wanted(chosen),
+        compute,
+        tmp_path,
+        False,
+    )
     scores = pd.read_csv(tmp_path / "history.csv")["val_miou"]
     assert len(scores) == 4 and scores.between(0, 1).all() and scores.nunique() > 1
     written = json.loads((tmp_path / "training.json").read_text())

@@ -22,8 +22,9 @@ from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks.encoders import load_network
 from beco.training import distributed
-from beco.training.engine import Compute, fit, launch
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws, StepSampler, part_slots
+from beco.training.trainer import Compute, launch
 
 BECO = str(Path(sys.executable).parent / "beco")
 NETWORK = {
@@ -98,7 +99,7 @@ def test_accumulated_parts_make_the_same_step(tmp_path: Path) -> None:
     for accumulate in (1, 2, 4):
         task, folder = Fitted(), tmp_path / str(accumulate)
         schedule = Schedule(steps=6, batch_size=8, accumulate=accumulate)
-        fit(task, Numbers(), schedule, Optimiser(lr=0.1), 0, folder, {}, Compute("cpu"), "line")
+        fit(task, Numbers(), Plan(schedule, Optimiser(lr=0.1), 0), Output(folder, {}, "line"), Compute("cpu"))
         slopes.append((task.slope.item(), *pd.read_csv(folder / "history.csv")["loss"]))
     assert slopes[1] == pytest.approx(slopes[0], rel=1e-5) and slopes[2] == pytest.approx(slopes[0], rel=1e-5)
     assert slopes[0][0] != 0.5

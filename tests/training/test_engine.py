@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from beco.config import Optimiser, Schedule
 from beco.errors import UserError
 from beco.training import engine
-from beco.training.engine import Compute, choose_device, fit, poly_lr, total_steps
+from beco.training.engine import Output, Plan, fit, poly_lr, total_steps
 from beco.training.sampling import Draws, StepSampler, mixed_seed
+from beco.training.trainer import Compute, choose_device
 
 
 def stop_at(step: int) -> Callable[[int], None]:
@@ -127,7 +128,8 @@ class Constant(nn.Module):
 def test_the_schedule_reaches_encoder_and_head(tmp_path: Path, momentum: float) -> None:
     task = Constant()
     optimiser = Optimiser(lr=0.1, head_lr_factor=10, weight_decay=0.5, min_lr=0.04, momentum=momentum)
-    fit(task, Squares(), Schedule(steps=4, batch_size=BATCH), optimiser, 0, tmp_path, {}, Compute("cpu"), "constant")
+    plan = Plan(Schedule(steps=4, batch_size=BATCH), optimiser, 0)
+    fit(task, Squares(), plan, Output(tmp_path, {}, "constant"), Compute("cpu"))
     for found, factor in ((task.encoder, 1), (task.head, 10)):
         value, motion = 2.0, 0.0
         for step in range(4):
@@ -304,7 +306,7 @@ class Poisoned(Tiny):
 def diverge(folder: Path, step: int, factor: float = math.nan) -> str:
     schedule, optimiser = Schedule(steps=STEPS, batch_size=BATCH), OPTIMISERS["sgd"]
     with pytest.raises(UserError) as caught:
-        fit(Poisoned(step, factor), Squares(), schedule, optimiser, 1, folder, {}, Compute("cpu"), "tiny")
+        fit(Poisoned(step, factor), Squares(), Plan(schedule, optimiser, 1), Output(folder, {}, "tiny"), Compute("cpu"))
     assert "_AsyncWriterThread" not in [type(thread).__name__ for thread in threading.enumerate()]  # TensorBoard's
     return str(caught.value)
 

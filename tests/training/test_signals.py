@@ -30,8 +30,9 @@ from beco.config import Schedule, Shapes
 from beco.datasets import shapes, voc
 from beco.errors import Stopped
 from beco.training import stopping
-from beco.training.engine import Compute, fit
+from beco.training.engine import Output, Plan, fit
 from beco.training.stopping import LOOK_EVERY, SIGNALS, StopRequest
+from beco.training.trainer import Compute
 
 BECO = str(Path(sys.executable).parent / "beco")
 ALONE = SimpleNamespace(world_size=1)
@@ -76,7 +77,8 @@ def trained(folder: Path, optimiser: str, processes: int) -> Callable[[], list[i
         try:
             schedule = Schedule(steps=STEPS, batch_size=4 if processes > 1 else BATCH)
             compute = Compute("cpu", devices=processes)
-            fit(Tiny(slow), Squares(), schedule, OPTIMISERS[optimiser], 1, folder, {"seed": 1}, compute, "tiny")
+            plan = Plan(schedule, OPTIMISERS[optimiser], 1)
+            fit(Tiny(slow), Squares(), plan, Output(folder, {"seed": 1}, "tiny"), compute)
         except Stopped as stopped:
             (folder / "said").write_text(str(stopped))
             os._exit(stopped.status)

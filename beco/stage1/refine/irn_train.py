@@ -18,8 +18,9 @@ from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER, IrnNetwork
 from beco.stage1.refine.irn_pairs import losses, pixel_pairs
 from beco.training.augment import LabelledPictures, unit_range
 from beco.training.batches import size_batches
-from beco.training.engine import Compute, choose_device, fit
+from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws, mixed_seed
+from beco.training.trainer import Compute, choose_device
 
 
 class IrnTask(nn.Module):
@@ -87,14 +88,9 @@ def train(
     state = fit(
         IrnTask(network, settings.radius),
         LabelledPictures(manifest, pairs, 1.0, settings.crop, mean=irn.encoder_of(metadata).mean),
-        settings.schedule,
-        settings.optimiser,
-        settings.seed,
-        output,
-        identity,
+        Plan(settings.schedule, settings.optimiser, settings.seed),
+        Output(output, identity, "irn", replace),
         compute,
-        "irn",
-        replace,
     )
     if not state.is_writer:
         return

@@ -26,7 +26,7 @@ from beco.stage1.refine import irn
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.refine.irn_pairs import pixel_pairs
 from beco.training.batches import size_batches
-from beco.training.engine import Compute, choose_device
+from beco.training.trainer import Compute, choose_device
 
 
 def infer(

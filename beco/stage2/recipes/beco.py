@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beco.config import Training
 from beco.datasets.manifest import IGNORE
-from beco.stage2.boundaries import Opinion, Supervision, mix
+from beco.stage2.boundaries import Mixing, Opinion, Supervision, mix
 from beco.stage2.recipes.base import Piece, online_labels
 from beco.stage2.recipes.cotraining import CoTraining
 from beco.training.sampling import Draws
@@ -50,8 +50,8 @@ class BoundaryEnhanced(CoTraining):
         self, images: Tensor, given: Opinion, believed: Opinion, region: Tensor, width: int, draws: Draws
     ) -> Supervision:
         settings = self.settings.mix
-        chance, without = settings.probability, settings.ignore_background
-        return mix(images, given, believed, region, self.classes, chance, without, width, draws)
+        how = Mixing(self.classes, settings.probability, settings.ignore_background, width)
+        return mix(images, given, believed, region, how, draws)
 
     @torch.no_grad()
     def online(self, images: Tensor) -> Opinion:
