@@ -27,7 +27,8 @@ from beco.crf import refine as crf
 from beco.datasets.shapes_drawing import draw_picture
 from beco.evaluation.scores.borders import near_border
 from beco.evaluation.scores.metrics import count
-from beco.stage1 import localisers, views
+from beco.stage1 import localisers
+from beco.stage1.merging import multi_scale_maps
 from beco.stage1.refine import labels as stage
 from beco.stage1.refine.irn_walk import walk
 from beco.training.augment import LabelledPictures
@@ -119,7 +120,7 @@ def _cam(size: int) -> Task:
     network = localisers.make("cam", Encoder.model_validate(SMALL), 8, CLASSES).eval()
     network = network.to(memory_format=torch.channels_last)
     images, settings = torch.rand(1, 3, size, size), Cam(scales=[1.0, 1.5, 2.0])
-    return lambda: views.multi_scale_maps(network, images, torch.ones(1, CLASSES), settings)
+    return lambda: multi_scale_maps(network, images, torch.ones(1, CLASSES), settings)
 
 
 def _crf(backend: str, labels: int, size: int) -> Task:

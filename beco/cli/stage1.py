@@ -122,18 +122,23 @@ def cams(
     output: Output,
     split: Split = "train",
     settings: Settings = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="labels.h5 that the network learnt from, where its method wants them again")
+    ] = None,
     shard: Shard = "1-of-1",
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Infer class activation maps."""
+    """Infer the score maps of a localiser: class activation maps."""
     from beco.config import Cam, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage1 import views
+    from beco.stage1.localisers.base import Inputs
     from beco.training.trainer import Compute
 
     pictures = manifests.read(manifest, root).split(split)
-    views.infer(pictures, classifier, read_settings(Cam, settings), Compute(device, threads), shard, output)
+    compute, inputs = Compute(device, threads), Inputs(labels)
+    views.infer(pictures, classifier, read_settings(Cam, settings), compute, shard, output, inputs)
 
 
 @app.command()

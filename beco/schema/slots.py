@@ -109,8 +109,11 @@ RECIPES = Slot("recipe", "beco.stage2.recipes", {"NETWORKS": 1, "PAIRS": False, 
 """How stage two learns. NETWORKS: how many it trains. PAIRS: it works on pairs of pictures, so a batch is even.
 UNUSED: beginnings of settings, such as `training.mix`, that it does not look at."""
 
-LOCALISERS = Slot("localiser", "beco.stage1.localisers", {"OPTIONS": {}, "INPUTS": ()})
+LOCALISERS = Slot(
+    "localiser", "beco.stage1.localisers", {"OPTIONS": {}, "INPUTS": (), "MAP_INPUTS": (), "TRAINS": True}
+)
 """How stage one comes from image-level labels to score maps. OPTIONS: the settings of its own, see
-`beco.schema.stage1.options_of`. INPUTS: what it wants besides pictures and their labels, of `Source.inputs`."""
+`beco.schema.stage1.options_of`. INPUTS: what its training wants besides pictures and their labels, of `Source.inputs`;
+MAP_INPUTS: what of it the inference of its maps wants again. TRAINS: false where nothing is learnt before the maps."""
 
 SLOTS = (LOCALISERS, RECIPES)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beco.artifacts.files import write_json
+from beco.artifacts.files import whole, write_json
 from beco.config import Classifier as Settings
 from beco.config import Encoder
 from beco.datasets.manifest import Manifest
@@ -22,6 +22,7 @@ from beco.stage1 import localisers
 from beco.stage1.localisers.base import Inputs, Localiser
 from beco.training.augment import unit_range
 from beco.training.batches import size_batches
+from beco.training.checkpoint import State
 from beco.training.colour import StrongColour
 from beco.training.engine import Output, Plan, fit
 from beco.training.sampling import Draws, mixed_seed
@@ -100,16 +101,19 @@ def train(
     network = build(wanted.method, settings, len(pictures.classes), wanted.options)
     network.begin(wanted.inputs)
     identity = wanted.identity() | {"manifest": pictures.table.to_csv()}
-    state = fit(
-        LocaliserTask(network, settings.colour),
-        network.pictures(pictures, settings.crop, settings.encoder.mean, wanted.inputs),
-        Plan(settings.schedule, settings.optimiser, settings.seed),
-        Output(output, identity, "classifier", replace),
-        compute,
-    )
+    if LOCALISERS.fact(wanted.method, "TRAINS"):
+        state = fit(
+            LocaliserTask(network, settings.colour),
+            network.pictures(pictures, settings.crop, settings.encoder.mean, wanted.inputs),
+            Plan(settings.schedule, settings.optimiser, settings.seed),
+            Output(output, identity, "classifier", replace),
+            compute,
+        )
+    else:
+        state = untrained(output)
     if not state.is_writer:
         return
-    scores = evaluate(network, held_out, settings, compute)
+    scores = evaluate(network, held_out, settings, compute) if network.classifies else {"map": None, "ap": {}}
     told = "unknown" if scores["map"] is None else f"{scores['map']:.3f}"
     split = ", ".join(dict.fromkeys(held_out.table["split"]))
     log.info("classifier: mAP %s on %s", told, split)
@@ -132,6 +136,15 @@ def train(
             **{key: identity[key] for key in ("method", "options", "inputs", "settings")},
         },
     )
+
+
+def untrained(output: Path) -> State:
+    """The state after a training of no step, with its history."""
+    with whole(output / "history.csv") as temporary:
+        temporary.write_text("epoch,step,loss\n", encoding="utf-8")
+    state = State()
+    state.is_writer = True
+    return state
 
 
 @torch.inference_mode()

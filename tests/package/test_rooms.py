@@ -17,7 +17,7 @@ ALLOWED = {
     "evaluation": "stage1 crf datasets config artifacts schema",
     "exchange": "stage1 datasets config artifacts",
     "stage2": "networks training crf datasets config artifacts schema",
-    "stage1": "networks training crf datasets config artifacts",
+    "stage1": "networks training crf datasets config artifacts schema",
     "networks": "training config artifacts",
     "training": "datasets config artifacts",
     "crf": "config",

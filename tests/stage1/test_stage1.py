@@ -33,6 +33,7 @@ from beco.stage1 import localisers
 from beco.stage1 import train as classifier
 from beco.stage1 import views as cam
 from beco.stage1.localisers.base import Localiser
+from beco.stage1.merging import multi_scale_maps
 from beco.stage1.refine import labels
 from beco.stage1.train import LocaliserTask
 from beco.training.batches import size_batches
@@ -74,18 +75,18 @@ def test_normalise_by_hand(network: Localiser) -> None:
 @pytest.mark.parametrize("size", [(64, 48), (65, 47), (33, 34)])
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_grid_is_a_quarter_of_the_picture_rounded_up(size: tuple[int, int], flip: bool) -> None:
-    found = cam.multi_scale_maps(Centre(), torch.rand(2, 3, *size), NONE, Cam(scales=[1, 0.5], flip=flip))
+    found = multi_scale_maps(Centre(), torch.rand(2, 3, *size), NONE, Cam(scales=[1, 0.5], flip=flip))
     assert found.shape == (2, 3, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
 
 
 def test_maps_of_one_scale_by_hand() -> None:
     images = torch.zeros(1, 3, 8, 8)
     images[:, 0, :, 4:] = 1.25  # the map is 1 in the right half, −0.25 elsewhere: ReLU gives 0
-    straight = cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=False))
+    straight = multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=False))
     assert straight[0, 0].tolist() == [[0, 1], [0, 1]] and not straight[0, 1:].any()
-    both = cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=True))
+    both = multi_scale_maps(Centre(), images, NONE, Cam(scales=[1], flip=True))
     assert torch.equal(both, 2 * straight)  # a sum, and the mirrored map is mirrored back
-    assert torch.equal(cam.multi_scale_maps(Centre(), images, NONE, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
+    assert torch.equal(multi_scale_maps(Centre(), images, NONE, Cam(scales=[1, 1, 1], flip=False)), 3 * straight)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (81, 100), (75, 61), (83, 66)])
@@ -98,7 +99,7 @@ def test_class_maps_lie_where_the_picture_shows_them(
     """A picture that says where each of its places is, by cells that are its averages: cell j is at 4j + 2 pixels."""
     rows, columns = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
     images = torch.stack([rows, columns, torch.ones_like(rows)])[None]
-    found = cam.multi_scale_maps(Centre(stride), images, NONE, Cam(scales=scales, flip=flip))[0]
+    found = multi_scale_maps(Centre(stride), images, NONE, Cam(scales=scales, flip=flip))[0]
     found = found[:2] / (len(scales) * (1 + flip)) + 0.25
     edge = math.ceil(stride / min(scales) / 4) + 1  # the first and last cells are the mean of less, or their own end
     for axis, count in enumerate(found.shape[1:]):
@@ -117,11 +118,11 @@ def network() -> Localiser:
 def test_a_mirrored_picture_has_mirrored_maps(network: Localiser, scales: list[float]) -> None:
     images = torch.rand(2, 3, 64, 48)
     settings = Cam(scales=scales, flip=True)
-    one, other = (cam.multi_scale_maps(network, views, NONE, settings) for views in (images, images.flip(-1)))
+    one, other = (multi_scale_maps(network, views, NONE, settings) for views in (images, images.flip(-1)))
     assert float(one.std()) > 1e-3
     assert torch.allclose(one.flip(-1), other, atol=1e-5 * float(one.max()))
-    alone = cam.multi_scale_maps(network, images, NONE, Cam(scales=scales, flip=False))
-    mirrored = cam.multi_scale_maps(network, images.flip(-1), NONE, Cam(scales=scales, flip=False))
+    alone = multi_scale_maps(network, images, NONE, Cam(scales=scales, flip=False))
+    mirrored = multi_scale_maps(network, images.flip(-1), NONE, Cam(scales=scales, flip=False))
     assert torch.allclose(one, alone + mirrored.flip(-1), atol=1e-5 * float(one.max()))
 
 
@@ -321,7 +322,7 @@ def test_the_planes_are_those_of_the_pictures_classes(
     stored = Store(tmp_path / "cams.h5")
     for image_id in pictures.ids:
         image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None] / 255
-        maps = cam.multi_scale_maps(network.eval(), image, NONE, Cam(scales=[1]))[0]
+        maps = multi_scale_maps(network.eval(), image, NONE, Cam(scales=[1]))[0]
         for plane, value in zip(stored.get("cam", image_id), pictures.present(image_id), strict=True):
             one = maps[value - 1]
             assert plane.astype(float) == pytest.approx((one / (one.max() + 1e-5)).numpy(), abs=2e-3)

@@ -38,6 +38,18 @@ def localiser_inputs(wildcards):
     return start + labels
 
 
+def map_labels(wildcards):
+    """The labels that the maps of a source want again, if its method does."""
+    source = source_of(wildcards)
+    wanted = LOCALISERS.fact(source.method, "MAP_INPUTS")
+    return [f"{BASE}/{source.labels}/labels.h5"] if "labels" in wanted else []
+
+
+def map_inputs(wildcards):
+    """The same as options of `beco cams`."""
+    return [word for path in map_labels(wildcards) for word in ("--labels", path)]
+
+
 def localiser_code(stage):
     """What a stage depends on in our code, as a function of the wildcards: the stage's, and the source's method."""
     return lambda wildcards: stage_hash(

@@ -42,6 +42,7 @@ rule train_classifier:
 
 rule infer_cams:
     input:
+        map_labels,
         manifest=LISTED,
         classifier=f"{BASE}/{{source}}/classifier/classifier.safetensors",
     output:
@@ -62,6 +63,7 @@ rule infer_cams:
         device=COMPUTE.device,
     params:
         settings=lambda wildcards: source_of(wildcards).cam.model_dump_json(),
+        inputs=map_inputs,
         shard="{scatteritem}",
         watched=watched(),
         code=localiser_code("beco.stage1.views"),
@@ -69,7 +71,7 @@ rule infer_cams:
         "Score maps of `{wildcards.source}`, shard {wildcards.scatteritem}"
     shell:
         "beco --log {log:q} cams --manifest {input.manifest:q} --root {resources.root:q} --classifier {input.classifier:q}"
-        " --settings {params.settings:q} --shard {params.shard:q} --output {output:q}"
+        " --settings {params.settings:q} {params.inputs:q} --shard {params.shard:q} --output {output:q}"
         " --device {resources.device} --threads {threads}"
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from beco.artifacts.files import file_hash
-from beco.config import Crop, Encoder
+from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
 from beco.schema.slots import LOCALISERS
+from beco.stage1.merging import multi_scale_maps
 from beco.training.augment import ClassifierPictures, Normalise
 from beco.training.sampling import Draws
 
@@ -29,9 +30,11 @@ class Inputs:
     labels: Path | None = field(default=None, metadata={"what": "the labels.h5 of a stage-one recipe"})
     start: Path | None = field(default=None, metadata={"what": "the classifier.safetensors that it goes on from"})
 
-    def checked(self, method: str) -> Inputs:
-        """Itself, if it is what a localiser wants; else a `UserError`."""
-        wanted = LOCALISERS.fact(method, "INPUTS")
+    def checked(self, method: str, when: str = "INPUTS") -> Inputs:
+        """Itself, if it is what a localiser wants in its training (INPUTS) or for its maps (MAP_INPUTS); else a
+        `UserError`.
+        """
+        wanted = LOCALISERS.fact(method, when)
         for one in fields(self):
             given = getattr(self, one.name) is not None
             if given and one.name not in wanted:
@@ -53,14 +56,21 @@ class Localiser(nn.Module, ABC):
     itself is the class activation map (Zhou et al. 2016, section 2; in this form since Ahn et al. 2019).
 
     A method is a subclass in a file of its own beside this one. It writes `losses`, and what of the rest is otherwise
-    with it: `view` and `normalised` for its maps, `pictures` for what it learns from, `begin` for where it starts. The
+    with it: `pictures` for what it learns from, `begin` for where it starts, `parameter_groups` for its rates; `view`,
+    or all of `score`, for its maps, and `finished` or `normalised` for what is made of their sum over the views. The
     constants at the top of its file are its own settings and further inputs, see `beco.schema.slots.LOCALISERS`.
     """
+
+    classifies = True
+    """Whether `forward` says which classes a picture shows, so that its mAP means something."""
+    method: str
+    """The name of its file."""
 
     def __init__(
         self, encoder: Encoder, output_stride: int, classes: int, dilate: bool, options: dict[str, Any]
     ) -> None:
         super().__init__()
+        self.method = type(self).__module__.rpartition(".")[2]
         self.options = options
         """Settings of the method's own, complete."""
         self.fixed_statistics = False
@@ -110,6 +120,11 @@ class Localiser(nn.Module, ABC):
 
     # --- what it says of pictures ---------------------------------------------------------------------------
 
+    def prepare(self, manifest: Manifest, inputs: Inputs) -> None:
+        """Take what its maps want besides the pictures, before they are inferred: its MAP_INPUTS, or other pictures
+        of `manifest` (one split).
+        """
+
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> class maps (B, K, ⌈H/stride⌉, ⌈W/stride⌉), before the ReLU."""
         return self.head(self.backbone(self.normalise(images))[-1])
@@ -125,9 +140,19 @@ class Localiser(nn.Module, ABC):
 
     def view(self, images: Tensor, targets: Tensor) -> Tensor:
         """One view of pictures that show the classes `targets` (B, K) float32 -> what is summed over the views:
-        (B, K, ⌈H/stride⌉, ⌈W/stride⌉) float32, at least 0.
+        (B, C, ⌈H/stride⌉, ⌈W/stride⌉) float32; plane k is of class k here.
         """
         return self.maps(images).float().relu()
+
+    def score(self, images: Tensor, targets: Tensor, ids: list[str], settings: Cam) -> Tensor:
+        """What `finished` is given, of pictures of one size: (B, 3, h, w) -> (B, C, ⌈h/4⌉, ⌈w/4⌉) float32, here the
+        sum of `view` over scales and mirror images.
+        """
+        return multi_scale_maps(self, images, targets, settings)
+
+    def finished(self, planes: Tensor, image_id: str, values: list[int]) -> Tensor:
+        """A picture's planes of `score` (C, h, w) -> those of its classes `values` (1…K): (K', h, w) in [0, 1]."""
+        return self.normalised(planes[[value - 1 for value in values]])
 
     def normalised(self, planes: Tensor) -> Tensor:
         """The planes (K', h, w) of the classes in a picture, summed over its views, brought to [0, 1]: each divided by

@@ -1,0 +1,42 @@
+"""One score map of a picture from views of it at several scales, straight and mirrored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beco.artifacts.grids import STRIDE, grid
+from beco.config import Cam
+from beco.stage1.placing import placed
+
+if TYPE_CHECKING:
+    from beco.stage1.localisers.base import Localiser
+
+
+@torch.inference_mode()
+def multi_scale_maps(network: Localiser, images: Tensor, targets: Tensor, settings: Cam) -> Tensor:
+    """Sum of a localiser's views over scales and mirror images: (B, 3, h, w) -> (B, C, ⌈h/4⌉, ⌈w/4⌉) float32.
+
+    `targets` (B, K) float32 in {0, 1}: the classes that the pictures show. Each map is read where its cells lie on the
+    picture, of which the last may reach beyond it.
+    """
+    height, width = images.shape[-2:]
+    size, stride = grid(height, width), network.stride
+    shown = torch.cat([targets, targets]) if settings.flip else targets
+    total = torch.zeros(())
+    for scale in settings.scales:
+        fed = (max(round(height * scale), 1), max(round(width * scale), 1))
+        sides = (stride * height / fed[0] / STRIDE, stride * width / fed[1] / STRIDE)
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, fed, mode="bilinear", antialias=scale < 1, align_corners=False)
+        views = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
+        maps = network.view(views.contiguous(memory_format=torch.channels_last), shown)
+        straight, *mirrored = maps.split(len(images))
+        total = placed(straight, size, sides) + total.to(maps.device)
+        for one in mirrored:
+            total = placed(one, size, sides, mirrored=width / STRIDE) + total
+    return total
