@@ -20,14 +20,12 @@ from beco.artifacts.text import read_text
 from beco.errors import UserError
 from beco.schema import *  # noqa: F403  (the rest of the program takes the sections from here)
 from beco.schema import Config, Section, nearest
-from beco.schema.stage1 import IMPORTED, NAMED
+from beco.schema.stage1 import KINDS
 
 __all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
-KINDS = (IMPORTED, NAMED)
-"""What is no key in the paths of pydantic's errors."""
 
 
 def validate(model: type[S], values: Any, where: str) -> S:

@@ -31,6 +31,7 @@ from beco.stage1 import localisers
 from beco.stage1.merging import multi_scale_maps
 from beco.stage1.refine import labels as stage
 from beco.stage1.refine.irn_walk import walk
+from beco.stage1.refine.thresholds import with_background
 from beco.training.augment import LabelledPictures
 
 CLASSES = 20
@@ -139,7 +140,7 @@ def _labels(refine: str, size: int) -> Task:
     def make() -> object:
         cam = upsampled(planes, size, size)
         if refine == "none":
-            return stage.from_scores(stage.with_background(cam, settings.background), values)
+            return stage.from_scores(with_background(cam, settings.background), values)
         return stage.from_crf(image, cam, values, settings)
 
     return make

@@ -23,7 +23,8 @@ from beco.datasets.manifest import Manifest
 from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_palette
 from beco.errors import UserError
 from beco.exchange.foreign import Dictionary, Kind, Unfit, read_dictionary, unfit_to_read
-from beco.stage1.refine.labels import from_scores, share_of_maximum, with_background
+from beco.stage1.refine.labels import from_scores, share_of_maximum
+from beco.stage1.refine.thresholds import with_background
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
 SAMPLE = 16

@@ -33,6 +33,7 @@ from beco.plan.pictures import Pictures
 from beco.plan.rates import Point, Rates, key
 from beco.stage1.refine import labels as labelling
 from beco.stage1.refine.irn_train import IrnTask
+from beco.stage1.refine.thresholds import with_background
 from beco.stage1.train import LocaliserTask
 from beco.training.augment import KEEP_BYTES, ClassifierPictures, LabelledPictures
 from beco.training.trainer import Compute, Trainer, choose_device, describe, launch
@@ -271,7 +272,7 @@ def _scores(bench: Bench, work: Work, _: Rates) -> float:
 
     def make() -> None:
         scores = upsampled(cam, *image.shape[:2])
-        labelling.from_scores(labelling.with_background(scores, Labels().background), values)
+        labelling.from_scores(with_background(scores, Labels().background), values)
 
     return clock(bench, make) * bench.pictures.pixels / (image.shape[0] * image.shape[1])
 

@@ -12,6 +12,9 @@ from beco.schema.networks import Encoder
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
 from beco.schema.slots import LOCALISERS
 
+IMPORTED, NAMED, SCORE, RULE = KINDS = ("@import", "@name", "@score", "@rule")
+"""What pydantic's errors say of the kind of a value that may be of two; no key begins like that."""
+
 
 class Classifier(Section):
     """The multi-label classifier whose activation maps become pseudo-labels."""
@@ -182,8 +185,12 @@ class Import(Section):
     format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")
 
 
-IMPORTED, NAMED = "@import", "@name"
-"""What pydantic's errors say of the kind of a `Labels.source`; no key begins like that."""
+Rule = Literal["otsu", "otsu_pooled", "li"]
+Background = Annotated[
+    Annotated[Fraction, Tag(SCORE)] | Annotated[Rule, Tag(RULE)],
+    Discriminator(lambda given: RULE if isinstance(given, str) else SCORE),
+]
+"""A score that background has, or how a picture's own maps give it, see `beco.stage1.refine.thresholds`."""
 
 
 class Labels(Section):
@@ -192,14 +199,24 @@ class Labels(Section):
     refine: Literal["none", "crf", "irn", "import"] = Field(
         "crf", description="none: threshold the CAMs; crf: IRN's two CRF runs; irn: its random walk; import: see source"
     )
-    background: Fraction = Field(
-        0.15, description="score of the background plane (refine: none; irn, where 0.25 is published)"
+    background: Background = Field(
+        0.15,
+        description="score of the background (refine: none; irn, where 0.25 is published), or a rule that needs no "
+        "masks and serves crf, too: otsu, for each class of each picture; otsu_pooled, one for a picture; li",
     )
     foreground_threshold: Fraction = Field(
-        0.30, description="background score in the run whose foreground is believed (refine: crf)"
+        0.30, description="background score in the run whose foreground is believed (refine: crf, without a rule)"
     )
     background_threshold: Fraction = Field(
-        0.05, description="background score in the run whose background is believed (refine: crf)"
+        0.05, description="background score in the run whose background is believed (refine: crf, without a rule)"
+    )
+    foreground_margin: Fraction = Field(
+        0.1,
+        description="with a rule, how much higher the score is in the run whose foreground is believed (refine: crf)",
+    )
+    background_margin: Fraction = Field(
+        0.1,
+        description="with a rule, how much lower the score is in the run whose background is believed (refine: crf)",
     )
     crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
     irn: Irn = Field(default_factory=Irn, description="training and random walk (refine: irn)")
@@ -221,7 +238,17 @@ class Labels(Section):
     def label_keys(self) -> set[str]:
         """The settings that the labels follow from, given the CAMs or, with refine: irn, the scores of the walk."""
         by_crf = {"foreground_threshold", "background_threshold", "crf"}
+        if isinstance(self.background, str):
+            by_crf = {"background", "foreground_margin", "background_margin", "crf"}
         return {"refine", *({"none": {"background"}, "irn": {"background"}, "crf": by_crf}.get(self.refine, set()))}
+
+    def two_scores(self) -> tuple[tuple[Background, float], tuple[Background, float]]:
+        """Background scores of the runs whose foreground and whose background is believed, each with what is added to
+        it (refine: crf).
+        """
+        if isinstance(self.background, str):
+            return (self.background, self.foreground_margin), (self.background, -self.background_margin)
+        return (self.foreground_threshold, 0.0), (self.background_threshold, 0.0)
 
     def for_pairs(self) -> Labels:
         """The recipe of the confident labels that IRN learns from (refine: irn): its own, by CRF."""
@@ -231,8 +258,11 @@ class Labels(Section):
     def _thresholds_ordered(self) -> Labels:
         if self.refine == "import" and self.imported is None:
             raise ValueError("refine: import needs a source, such as source: {path: pseudo_masks}")
+        if self.refine == "import" and isinstance(self.background, str):
+            raise ValueError(f"background: {self.background} is for our own score maps; write a score")
         if self.refine != "import" and self.imported is not None:
             raise ValueError("source: a folder is imported with refine: import; set that, or name one of `sources`")
-        if self.refine in ("crf", "irn") and self.foreground_threshold <= self.background_threshold:
+        fixed = not isinstance(self.background, str) and self.refine in ("crf", "irn")
+        if fixed and self.foreground_threshold <= self.background_threshold:
             raise ValueError("foreground_threshold must exceed background_threshold")
         return self

@@ -20,6 +20,7 @@ from beco.crf import refine as crf
 from beco.errors import UserError
 from beco.exchange.foreign_formats import Scores, settled
 from beco.stage1.refine import labels as stage
+from beco.stage1.refine.thresholds import with_background
 
 FRACTIONS = [step / 20 for step in range(21)]
 
@@ -177,14 +178,14 @@ def cams_of(rng: np.random.Generator, classes: int) -> np.ndarray:
 
 
 def by_cam(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores = stage.with_background(upsampled(cams_of(rng, 2), *SIZE), 0.4)
+    scores = with_background(upsampled(cams_of(rng, 2), *SIZE), 0.4)
     label, doubt = stage.from_scores(scores, np.array([2, 5]))
     return label, doubt, exact_margin(scores.astype(np.float64))
 
 
 def by_walk(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     walked = stage.share_of_maximum(upsampled(cams_of(rng, 2), *SIZE))
-    scores = stage.with_background(walked, 0.25)
+    scores = with_background(walked, 0.25)
     label, doubt = stage.from_scores(scores, np.array([2, 5]))
     return label, doubt, exact_margin(scores.astype(np.float64))
 
@@ -197,7 +198,7 @@ def by_crf(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     label, doubt = stage.from_crf(image, cam, np.array([2, 5]), recipe)
     mean = np.zeros((3, *SIZE))
     for threshold in (0.5, 0.3):
-        mean += crf.refine(image, stage.with_background(cam, threshold).argmax(0), 3, recipe.crf).astype(np.float64) / 2
+        mean += crf.refine(image, with_background(cam, threshold).argmax(0), 3, recipe.crf).astype(np.float64) / 2
     ordered = np.sort(mean, axis=0)
     return label, doubt, -(2 * ordered[-2] + ordered[:-2].sum(0))  # the margin less 1, exactly
 

@@ -35,6 +35,7 @@ from beco.stage1 import views as cam
 from beco.stage1.localisers.base import Localiser
 from beco.stage1.merging import multi_scale_maps
 from beco.stage1.refine import labels
+from beco.stage1.refine.thresholds import with_background
 from beco.stage1.train import LocaliserTask
 from beco.training.batches import size_batches
 from beco.training.sampling import Draws
@@ -152,9 +153,9 @@ def test_confidence_stays_within_zero_and_one_where_scores_do_not() -> None:
 
 def test_background_plane() -> None:
     planes = np.array([[[0.1, 0.9]]], np.float32)
-    found = labels.with_background(planes, 0.25)
+    found = with_background(planes, 0.25)
     assert found.tolist() == [[[0.25, 0.25]], planes[0].tolist()] and found.dtype == np.float32
-    none = labels.with_background(np.zeros((0, 2, 3), np.float32), 0.25)
+    none = with_background(np.zeros((0, 2, 3), np.float32), 0.25)
     assert none.shape == (1, 2, 3) and (none == 0.25).all()
     label, doubt = labels.from_scores(none, np.array([]))
     assert not label.any() and not doubt.any() and label.dtype == np.uint8

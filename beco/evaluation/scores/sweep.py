@@ -20,6 +20,7 @@ from beco.evaluation.scores.evaluate import refuse_contradictions
 from beco.evaluation.scores.metrics import Counts, Scorer, count, foreground_mean
 from beco.stage1.maps import open_maps
 from beco.stage1.refine import labels as stage
+from beco.stage1.refine.thresholds import with_background
 
 
 def sweep(
@@ -56,7 +57,7 @@ def _one(
     image = manifest.image(image_id) if settings.refine == "crf" and len(cam) else None
     found = []
     for background in backgrounds:
-        scores = stage.with_background(cam, background)
+        scores = with_background(cam, background)
         if image is not None:
             scores = crf.refine(image, scores.argmax(0), len(scores), settings.crf)
         found.append(count(np.array([0, *values], np.uint8)[scores.argmax(0)], truth, classes, image_id))

@@ -18,6 +18,7 @@ from beco.config import Labels
 from beco.crf import refine as crf
 from beco.datasets.manifest import Manifest
 from beco.stage1.maps import class_maps, open_maps, resize_of
+from beco.stage1.refine.thresholds import with_background
 
 
 def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: Path) -> None:
@@ -62,11 +63,6 @@ def share_of_maximum(scores: np.ndarray) -> np.ndarray:
     return scores / max(float(scores.max(initial=0)), 1e-12)
 
 
-def with_background(cam: np.ndarray, background: float) -> np.ndarray:
-    """Put a constant background plane in front: (K, H, W) -> (K+1, H, W)."""
-    return np.concatenate([np.full_like(cam[:1], background, shape=(1, *cam.shape[1:])), cam])
-
-
 def from_scores(scores: np.ndarray, values: np.ndarray, probabilities: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Label by the best of (K+1, H, W) scores, and what is missing to a margin of 1 over the second best.
 
@@ -88,8 +84,8 @@ def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: L
     if len(cam) == 0:
         return np.zeros(image.shape[:2], np.uint8), np.zeros(image.shape[:2])
     posteriors = [
-        crf.refine(image, with_background(cam, threshold).argmax(0), len(cam) + 1, settings.crf)
-        for threshold in (settings.foreground_threshold, settings.background_threshold)
+        crf.refine(image, with_background(cam, *score).argmax(0), len(cam) + 1, settings.crf)
+        for score in settings.two_scores()
     ]
     foreground, background = (posterior.argmax(0) for posterior in posteriors)
     doubt = doubt_of((posteriors[0] + posteriors[1]) / 2, probabilities=True)
