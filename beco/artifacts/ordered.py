@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,17 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def allowed_threads() -> int:
+    """How many threads a command that is not told may use: OMP_NUM_THREADS, which Snakemake sets to the threads of a
+    job, or as many as there are processors for it, up to eight.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.strip().isdigit():
+        return max(int(given), 1)
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def in_order(

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beco.artifacts.files import read_json, whole
-from beco.artifacts.ordered import in_order
+from beco.artifacts.ordered import allowed_threads, in_order
 from beco.artifacts.text import read_text, shown
 from beco.datasets import meaning
 from beco.datasets.classes import COLUMNS
@@ -253,7 +253,7 @@ def check_and_measure(
     outlined: Sequence[Size | None] = listed or [None] * len(table)
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), outlined, strict=True))
     check = partial(_check, Path(root), len(classes))
-    found = list(in_order(check, rows, min(8, os.cpu_count() or 1), "checking pictures"))
+    found = list(in_order(check, rows, allowed_threads(), "checking pictures"))
     refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
     good = [picture for picture in found if isinstance(picture, _Picture)]
     with_mask = np.array([picture.mask is not None for picture in good], dtype=bool)
@@ -288,7 +288,7 @@ def check_meaning(manifest: Manifest) -> None:
     def look(image_id: str) -> Seen:
         return meaning.seen(measured.mask(image_id))
 
-    masks = list(in_order(look, measured.ids, min(8, os.cpu_count() or 1), "checking masks"))
+    masks = list(in_order(look, measured.ids, allowed_threads(), "checking masks"))
     refuse_other_meaning(measured.table, measured.classes, masks, f"{manifest.root}")
 
 

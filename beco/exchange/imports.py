@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 
 from beco.artifacts import store
 from beco.artifacts.files import file_hash, text_hash
-from beco.artifacts.ordered import in_order
+from beco.artifacts.ordered import allowed_threads, in_order
 from beco.artifacts.pseudolabels import UNCERTAIN, put
 from beco.config import Import, Labels
 from beco.datasets.manifest import Manifest
@@ -30,7 +29,6 @@ MASK = "mask"
 SHOWN = 3
 Found = dict[Path, dict[Kind, list[str]]]
 """What is wrong by folder and kind: names of files, with details."""
-THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def make(
     source = Source(labels, trusted, background, allow_missing)
     with store.create(output, **_attributes(manifest, source)) as writer:
         work = partial(_labelled, manifest, source)
-        _write(writer, manifest, source, in_order(work, manifest.ids, THREADS, "pictures"))
+        _write(writer, manifest, source, in_order(work, manifest.ids, allowed_threads(), "pictures"))
 
 
 def look(manifest: Manifest, folder: Path, form: str = "auto", background: float = 0.25) -> str:
@@ -168,7 +166,7 @@ def _attributes(manifest: Manifest, source: Source) -> dict[str, Any]:
     origin = Import(path=str(source.labels.path), format=source.labels.form)
     settings = Labels(refine="import", background=source.background, source=origin)
     paths = [path for folder in source.folders for path in folder.files.values()]
-    hashes = list(in_order(file_hash, paths, THREADS, "hashing"))
+    hashes = list(in_order(file_hash, paths, allowed_threads(), "hashing"))
     return {
         "labels": settings.model_dump(mode="json", include={"refine", "background", "source"}),
         "source": text_hash([[path.name, value] for path, value in zip(paths, hashes, strict=True)]),

@@ -1,0 +1,60 @@
+"""Work in threads, in order, and how many threads a command may use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from beco.artifacts.ordered import allowed_threads, in_order
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_results_come_in_order_and_not_far_ahead(threads: int) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002 * (item % 3))  # those that come first end last
+        with lock:
+            running -= 1
+        return item * item
+
+    assert list(in_order(work, range(20), threads, "test")) == [item * item for item in range(20)]
+    assert most <= max(threads, 1)
+
+
+def test_the_first_error_ends_it() -> None:
+    done = []
+
+    def work(item: int) -> int:
+        if item == 5:
+            raise KeyError(item)
+        done.append(item)
+        return item
+
+    with pytest.raises(KeyError):
+        list(in_order(work, range(1000), 2, "test"))
+    assert set(range(5)) <= set(done) and len(done) < 50
+
+
+@pytest.mark.parametrize(("given", "expected"), [("1", 1), ("3", 3), ("2,1", 2), ("0", 1)])
+def test_a_job_uses_the_threads_it_was_given(monkeypatch: pytest.MonkeyPatch, given: str, expected: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert allowed_threads() == expected
+
+
+@pytest.mark.parametrize("given", [None, "", "many"])
+def test_else_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert allowed_threads() == min(8, len(os.sched_getaffinity(0)))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert allowed_threads() == 8
