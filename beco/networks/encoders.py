@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from beco.artifacts.files import file_hash, unreadable, whole
 from beco.config import Encoder
 from beco.errors import UserError
+from beco.networks import tokens
 from beco.networks.weights import (
     as_present,
     load_weights,
@@ -59,17 +60,19 @@ class MixTransformer(MixVisionTransformerEncoder):
 def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -> nn.Module:
     """A feature extractor: (B, 3, H, W) float -> list of maps (B, C, h, w), the deepest at `output_stride`.
 
-    Any convolutional timm model, or mit_b0 … mit_b5. Where the stride is less than the model's own, strided stages are
-    dilated instead, or with `dilate` false only lose their stride; names of tensors are the same. Weights are not
-    loaded here, except `imagenet`, which is the library's own download. UserError if name, options and stride do not
-    fit together or the download fails.
+    Any convolutional timm model, mit_b0 … mit_b5, or a transformer of `beco.networks.tokens`. Where the stride is
+    less than the model's own, strided stages are dilated instead, or with `dilate` false only lose their stride;
+    names of tensors are the same. Weights are not loaded here, except `imagenet`, which is the library's own
+    download. UserError if name, options and stride do not fit together or the download fails.
 
-    The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve the
-    map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by half a
-    cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
+    The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve
+    the map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by
+    half a cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
     """
     if encoder.name in MIX_TRANSFORMERS:
         return _mix_transformer(encoder, output_stride)
+    if (made := _transformer(encoder, output_stride)) is not None:
+        return made
     _refuse_fixed_size(encoder)
     # 32 is what every model has; those that cannot be dilated do not know the argument
     dilated = {"output_stride": output_stride} if output_stride != 32 else {}
@@ -117,7 +120,7 @@ def _refuse_fixed_size(encoder: Encoder) -> None:
     if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
         side = known.input_size[-1]
         raise UserError(
-            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder"
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder, a ViT or a Swin"
         )
 
 
@@ -170,6 +173,17 @@ def _refusal(encoder: Encoder, error: Exception) -> UserError:
     return UserError(f"encoder `{name}`: {text}; check encoder.options and output_stride")
 
 
+def _transformer(encoder: Encoder, output_stride: int) -> nn.Module | None:
+    """The encoder, if it is a transformer of timm; its stride is its own."""
+    try:
+        made = tokens.transformer(encoder)
+    except Exception as error:
+        raise _refusal(encoder, error) from error
+    if made is not None and (own := feature_strides(made)[-1]) != output_stride:
+        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}")
+    return made
+
+
 def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
     if output_stride != 32:
         raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set 32")
@@ -196,6 +210,18 @@ def feature_strides(backbone: nn.Module) -> list[int]:
     """Stride of each feature map of a backbone from `create_backbone`, shallow to deep."""
     info: Any = backbone.feature_info
     return info.reduction()
+
+
+def layer_depths(backbone: nn.Module) -> dict[int, int]:
+    """How many layers of a transformer lie behind each of its parameters, by the parameter's id.
+
+    UserError if the backbone is none.
+    """
+    depths = getattr(backbone, "depths", None)
+    if depths is None:
+        raise UserError("optimiser.layer_decay: only a transformer has layers for it; leave it out")
+    found: dict[int, int] = depths()
+    return found
 
 
 def is_resnet(backbone: nn.Module) -> bool:
@@ -291,7 +317,8 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_weights(backbone, state, str(classifier))
     else:
-        load_weights(backbone, read_weights(Path(str(encoder.weights))), str(encoder.weights))
+        state = tokens.in_timms_names(read_weights(Path(str(encoder.weights))), backbone)
+        load_weights(getattr(backbone, "body", backbone), state, str(encoder.weights))
 
 
 def weights_hash(encoder: Encoder) -> str | None:

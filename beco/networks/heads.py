@@ -1,6 +1,7 @@
 """Decoders of the segmentation networks: from a backbone's feature maps to logits.
 
-DeepLabV2 (Chen et al., PAMI 2018), DeepLabV3+ (Chen et al., ECCV 2018) and SegFormer (Xie et al., NeurIPS 2021).
+DeepLabV2 (Chen et al., PAMI 2018), DeepLabV3+ (Chen et al., ECCV 2018), SegFormer (Xie et al., NeurIPS 2021), DPT
+(Ranftl et al., ICCV 2021) and a linear one.
 Every head takes all feature maps of the backbone, shallow to deep, and picks those that it wants.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,10 +31,15 @@ def create_head(settings: Network, channels: Sequence[int], strides: Sequence[in
     """The decoder that `settings.architecture` names: list of maps (B, C_i, h_i, w_i) -> logits (B, outputs, h, w).
 
     `channels` and `strides` describe the backbone's maps, shallow to deep. The logits have the stride of the deepest
-    map (deeplabv2) or stride 4. UserError if the backbone has no maps at the strides that the decoder wants.
+    map (deeplabv2, linear), stride 4, or an eighth of the patch (dpt). UserError if the backbone has no maps at the
+    strides that the decoder wants.
     """
     if settings.architecture == "deeplabv2":
         return DeepLabV2(channels[-1], rates_of(settings), outputs)
+    if settings.architecture == "linear":
+        return Linear(channels[-1], settings.dropout, outputs)
+    if settings.architecture == "dpt":
+        return DensePrediction(settings, channels, strides, outputs)
     if settings.architecture == "deeplabv3plus":
         (early,) = _levels(settings, strides, [4])
         return DeepLabV3Plus(settings, early, channels[early], channels[-1], outputs)
@@ -183,3 +190,47 @@ class SegFormer(nn.Module):
         height, width = chosen[0].shape[2:]
         picture = chosen[0].new_empty(1, 0, 4 * height, 4 * width)  # the library reads the picture's size off it
         return self.classifier(self.dropout(self.body([picture, *chosen])))
+
+
+class Linear(nn.Module):
+    """One 1×1 convolution on the deepest map after batch normalisation: what features are judged by."""
+
+    def __init__(self, inputs: int, dropout: float, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(inputs, outputs, 1)
+        initialise(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps -> logits (B, outputs, H/stride, W/stride)."""
+        return self.classifier(self.dropout(self.norm(features[-1])))
+
+
+class DensePrediction(nn.Module):
+    """DPT: four maps of a plain transformer, brought to four scales and fused from coarse to fine.
+
+    (Ranftl et al., ICCV 2021, section 3; the body is segmentation-models-pytorch's, with the class token left out.) A
+    patch of 14 counts as 16 there, so the scales are those of the patch: 1/4, 1/2, 1 and 2 of it.
+    """
+
+    cells = 2
+    """Of how many patches a side the pictures have to be a multiple."""
+
+    def __init__(self, settings: Network, channels: Sequence[int], strides: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        if len(strides) != 4 or len(set(strides)) != 1:
+            raise UserError(
+                f"networks.architecture: dpt wants a plain transformer of four blocks or more, and "
+                f"`{settings.encoder.name}` has features at strides {', '.join(map(str, strides))}; choose another"
+            )
+        width = settings.decoder_channels
+        middle = [width, 2 * width, 4 * width, 4 * width]
+        self.body = DPTDecoder(tuple(channels), (16,) * 4, False, "ignore", middle, width)
+        self.dropout = nn.Dropout2d(settings.dropout)
+        self.classifier = nn.Conv2d(width, outputs, 1)
+        initialise(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps (B, C, h, w), h and w even -> logits (B, outputs, 8h, 8w)."""
+        return self.classifier(self.dropout(self.body(list(features), [None] * len(features))))

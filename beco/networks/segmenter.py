@@ -47,9 +47,20 @@ class Segmenter(nn.Module):
         encoder = settings.encoder
         self.normalise = Normalise(encoder)
         self.output_stride = settings.output_stride
-        self.backbone = backbone_of(settings)
+        self.frozen = settings.frozen
+        """Whether the encoder learns nothing and stays in inference mode."""
+        self.backbone = backbone_of(settings).requires_grad_(not settings.frozen)
         strides = encoders.feature_strides(self.backbone)
         self.decoder = create_head(settings, encoders.feature_channels(self.backbone), strides, classes + 1)
+        self.multiple = settings.output_stride * int(getattr(self.decoder, "cells", 1))
+        """What the sides of the pictures that are fed are multiples of."""
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set the mode, but for an encoder that is frozen."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> logits (B, K+1, H, W) float32."""
@@ -59,12 +70,14 @@ class Segmenter(nn.Module):
     def coarse(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> logits (B, K+1, h, w) float32 at the decoder's own stride.
 
-        They cover the pictures as padded to the right and below to multiples of `output_stride`; see `enlarged`.
+        They cover the pictures as padded to the right and below to `multiple`s; see `enlarged`.
         """
         height, width = self._padded(images.shape[-2], images.shape[-1])
         gaps = (0, width - images.shape[-1], 0, height - images.shape[-2])
         padded = F.pad(self.normalise(images), gaps)  # zero is the mean colour here
-        return self.decoder(self.backbone(padded)).float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(padded)
+        return self.decoder(features).float()
 
     def enlarged(self, coarse: Tensor, fed: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Logits of `coarse` at `size`, in one bilinear step and without the padding: (B, K+1, *size) float32.
@@ -80,7 +93,7 @@ class Segmenter(nn.Module):
         return _sampled(coarse, (fed[0] / padded[0], fed[1] / padded[1]), size)
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
-        return height + -height % self.output_stride, width + -width % self.output_stride
+        return height + -height % self.multiple, width + -width % self.multiple
 
 
 def _sampled(maps: Tensor, shares: tuple[float, float], size: tuple[int, int]) -> Tensor:

@@ -31,11 +31,15 @@ class Encoder(Section):
 class Network(Section):
     """A segmentation network of stage two."""
 
-    architecture: Literal["deeplabv2", "deeplabv3plus", "segformer"] = Field(
-        "deeplabv3plus", description="decoder; segformer wants an encoder mit_b0 … mit_b5"
+    architecture: Literal["deeplabv2", "deeplabv3plus", "segformer", "linear", "dpt"] = Field(
+        "deeplabv3plus",
+        description="decoder; segformer wants an encoder mit_b0 … mit_b5 or a Swin, dpt a plain transformer",
     )
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
-    output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features; segformer: 32")
+    frozen: bool = Field(False, description="the encoder learns nothing and stays in inference mode")
+    output_stride: Literal[8, 14, 16, 32] = Field(
+        16, description="stride of the deepest features; segformer: 32; of a plain transformer its patch"
+    )
     contract_dilation: bool | None = Field(
         None,
         description="the first block of a dilated stage (ResNet): true: as the stage before, false: as the stage's "

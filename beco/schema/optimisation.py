@@ -15,6 +15,11 @@ class Optimiser(Section):
     name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has a `momentum`, adamw betas 0.9 and 0.999")
     lr: Positive = Field(0.01, description="initial learning rate of the encoder")
     head_lr_factor: Positive = Field(1.0, description="the head's or decoder's learning rate relative to `lr`")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="of a transformer: each block learns at this share of the rate of the block after it, and "
+        "the embeddings at that of the first; 1: all alike",
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9, description="of sgd alone; steps grow to 1 / (1 − momentum) times `lr`"
     )

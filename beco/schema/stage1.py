@@ -20,7 +20,9 @@ class Classifier(Section):
     """The multi-label classifier whose activation maps become pseudo-labels."""
 
     encoder: Encoder = Field(default_factory=Encoder, description="backbone")
-    output_stride: Literal[8, 16, 32] = Field(16, description="stride of the deepest features")
+    output_stride: Literal[8, 14, 16, 32] = Field(
+        16, description="stride of the deepest features; of a plain transformer its patch"
+    )
     dilate: bool = Field(
         True,
         description="how that stride is reached: strided stages dilated instead, or (false, IRN) their strides removed",

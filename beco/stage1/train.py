@@ -45,6 +45,10 @@ class LocaliserTask(nn.Module):
         """See `Localiser`."""
         return self.network.parameter_groups()
 
+    def depths(self) -> dict[int, int]:
+        """See `Localiser`."""
+        return self.network.depths()
+
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Localiser`."""
         return self.network.totals(batch)

@@ -34,6 +34,9 @@ class Task(Protocol):
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
         """Parameters, and whether they belong to the head."""
 
+    def depths(self) -> dict[int, int]:
+        """How many layers lie behind each parameter of an encoder, by its id; asked for with `layer_decay` alone."""
+
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Numbers of a whole batch that its parts need; their mean over parts is laid into every part's batch."""
 
@@ -172,12 +175,20 @@ def add_scalars(sums: dict[str, Tensor], scalars: dict[str, Tensor], parts: int)
 
 
 def make_optimiser(task: Any, settings: Optimiser) -> torch.optim.Optimizer:
-    """The optimiser of all parameters, in one pass over memory; a group's `factor` multiplies the schedule's rate."""
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "factor": settings.head_lr_factor if head else 1.0}
-        for parameters, head in task.parameter_groups()
-        if parameters
-    ]
+    """The optimiser of all parameters, in one pass over memory; a group's `factor` multiplies the schedule's rate.
+
+    With `layer_decay` below 1 the encoder's parameters are parted by how many layers lie behind them, which `task` has
+    to say (`depths`).
+    """
+    groups: list[dict[str, Any]] = []
+    depths: dict[int, int] = task.depths() if settings.layer_decay < 1 else {}
+    for parameters, head in task.parameter_groups():
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            depth = 0 if head else depths.get(id(parameter), 0)
+            factor = settings.head_lr_factor if head else settings.layer_decay**depth
+            parts.setdefault(factor, []).append(parameter)
+        groups += [{"params": part, "factor": factor} for factor, part in sorted(parts.items(), reverse=True)]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(

@@ -399,8 +399,7 @@ def test_an_unknown_model_and_block_and_option() -> None:
         ("hrnet_w18_small", 8, "output_stride: `hrnet_w18_small` cannot be dilated; set 32"),
         ("dla46_c", 16, "output_stride: `dla46_c` cannot be dilated; set 32"),
         ("ghostnet_050", 16, "output_stride: `ghostnet_050` cannot be dilated; set 32"),
-        ("swin_tiny_patch4_window7_224", 32, "takes pictures of 224×224 alone; choose a convolutional encoder"),
-        ("vit_tiny_patch16_224", 16, "takes pictures of 224×224 alone; choose a convolutional encoder"),
+        ("cait_xxs24_224", 16, "takes pictures of 224×224 alone; choose a convolutional encoder"),
         ("mambaout_femto", 32, "are no channels-first maps"),
     ],
 )

@@ -91,7 +91,7 @@ def test_maps_of_one_scale_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (81, 100), (75, 61), (83, 66)])
-@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("stride", [4, 8, 14, 16])
 @pytest.mark.parametrize("scales", [[1.0], [2.0], [0.5, 1.0, 1.5]])
 @pytest.mark.parametrize("flip", [True, False])
 def test_class_maps_lie_where_the_picture_shows_them(

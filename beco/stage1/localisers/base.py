@@ -104,6 +104,10 @@ class Localiser(nn.Module, ABC):
         learning = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [(learning, False), ([one for one in self.parameters() if id(one) not in encoder], True)]
 
+    def depths(self) -> dict[int, int]:
+        """How many layers lie behind each parameter of the encoder, by its id."""
+        return encoders.layer_depths(self.backbone)
+
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars of the whole batch that the losses of its parts are divided by, summed over all processes."""
         return {}

@@ -9,6 +9,7 @@ apart, and are trained and kept for that.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -66,13 +67,14 @@ class BoundaryBranch(nn.Module):
 class DisplacementBranch(nn.Module):
     """A pyramid: the deep stages joined at stride 8, these and the shallow ones at stride 4 (likewise).
 
-    Stages at stride 4 or finer get 64 channels in 8 groups, then 128 in 16; deeper ones 256 in 16 each.
+    Stages at stride 4 or finer get 64 channels in 8 groups, then 128 in 16; deeper ones 256 in 16 each. Of a plain
+    transformer all are deeper ones.
     """
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
         super().__init__()
         self.shallow = sum(stride <= STRIDE for stride in strides)
-        widths = [64 if k == 0 else 128 if k < self.shallow else 256 for k in range(len(channels))]
+        widths = [256 if k >= self.shallow else 64 if k == 0 else 128 for k in range(len(channels))]
         self.stages = nn.ModuleList(
             Reduced(channel, width, 8 if width == 64 else 16) for channel, width in zip(channels, widths, strict=True)
         )
@@ -104,15 +106,16 @@ class IrnNetwork(nn.Module):
         self.normalise = Normalise(encoder)
         self.backbone = encoders.create_backbone(encoder, output_stride, dilate)
         channels, strides = encoders.feature_channels(self.backbone), encoders.feature_strides(self.backbone)
-        if len(channels) < 3 or strides[0] > STRIDE or strides[-1] <= STRIDE:
+        plain = len(set(strides)) == 1  # a transformer's maps, all of one stride
+        if len(channels) < 3 or strides[-1] <= STRIDE or (strides[0] > STRIDE and not plain):
             raise UserError(
                 f"encoder.name: `{encoder.name}` has features at strides {', '.join(map(str, strides))}; IRN wants "
-                "three stages or more, of which one at stride 4 or finer and one coarser"
+                "three stages or more, of which one at stride 4 or finer and one coarser, or all of a plain transformer"
             )
         self.boundary = BoundaryBranch(channels)
         self.displacement = DisplacementBranch(channels, strides)
         self.register_buffer("mean_displacement", torch.zeros(2))
-        self.multiple = max(strides[-1], 2 * STRIDE)
+        self.multiple = math.lcm(strides[-1], 2 * STRIDE)
         self.backbone.requires_grad_(False)
         self.train()
 

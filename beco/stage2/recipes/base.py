@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beco.config import Training
+from beco.networks.encoders import layer_depths
 from beco.networks.segmenter import Segmenter
 from beco.stage2.boundaries import Opinion, Supervision
 from beco.training.augment import unit_range
@@ -34,11 +35,17 @@ class Recipe(nn.Module):
         self.colour = None if settings.colour == "none" else StrongColour(settings.colour)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], bool]]:
-        """Parameters of the encoders, and all others, which are said to be heads."""
+        """What learns of the encoders, and all others, which are said to be heads."""
         segmenters: Any = self.networks
         encoder = [p for segmenter in segmenters for p in segmenter.backbone.parameters()]
         known = {id(p) for p in encoder}
-        return [(encoder, False), ([p for p in self.networks.parameters() if id(p) not in known], True)]
+        learning = [p for p in encoder if p.requires_grad]
+        return [(learning, False), ([p for p in self.networks.parameters() if id(p) not in known], True)]
+
+    def depths(self) -> dict[int, int]:
+        """How many layers lie behind each parameter of the encoders, by its id."""
+        segmenters: Any = self.networks
+        return {key: depth for one in segmenters for key, depth in layer_depths(one.backbone).items()}
 
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars of the whole batch that the losses of its parts are divided by, summed over all processes."""
