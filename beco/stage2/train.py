@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from beco.artifacts.files import file_hash, whole, write_json
 from beco.artifacts.pseudolabels import PseudoLabels
 from beco.artifacts.sources import commit, stage_hash
-from beco.config import Network, Training
+from beco.config import Network, Prediction, Training
 from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest, check_meaning
 from beco.errors import UserError
@@ -39,11 +40,13 @@ def train(
     compute: Compute,
     output: Path,
     replace: bool,
+    prediction: Prediction | None = None,
 ) -> None:
     """Train the networks of one recipe on `labels` (None: the training masks, as an upper bound).
 
     Writes `networks.safetensors`, `training.json` and `history.csv` into `output`. With `settings.validate_every` the
     history has scores on `val_split`, and with `settings.choose: best` the networks of the best epoch are kept.
+    `prediction` is written into the networks' file, as how they are meant to predict; training does not read it.
     """
     pictures = manifest.split(split)
     reader = _checked_labels(pictures, labels)
@@ -71,6 +74,8 @@ def train(
         "classes": json.dumps(manifest.classes),
         "count": str(len(networks)),
     }
+    if prediction is not None:
+        metadata["prediction"] = prediction.model_dump_json()
     best = output / "best.safetensors"
     validator = None
     if settings.validate_every:
@@ -128,8 +133,20 @@ def _starting_weights(network: Network, classifier: Path | None) -> str | None:
     return encoders.weights_hash(network.encoder)
 
 
-def load(path: Path) -> tuple[list[Segmenter], list[str]]:
-    """The networks that `train` saved, in evaluation mode, and their class names. UserError if the file is no such."""
+@dataclass(frozen=True)
+class Trained:
+    """What the file of a training holds."""
+
+    networks: list[Segmenter]
+    """In evaluation mode, on the CPU."""
+    classes: list[str]
+    """Names of label values 1…K."""
+    prediction: Prediction | None
+    """How they are meant to predict; None: the file does not say."""
+
+
+def load(path: Path) -> Trained:
+    """What `train` saved. UserError if the file is no such."""
     state, metadata = encoders.load_network(path, "networks")
     with encoders.described(path):
         settings = _settings(json.loads(metadata["network"]))
@@ -138,7 +155,9 @@ def load(path: Path) -> tuple[list[Segmenter], list[str]]:
         networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
         encoders.refuse_pooled(path, metadata, networks[0].backbone)
         encoders.load_whole(torch.nn.ModuleList(networks), state, path)
-    return [network.eval() for network in networks], classes
+        written = metadata.get("prediction")
+        prediction = None if written is None else Prediction.model_validate_json(written)
+    return Trained([network.eval() for network in networks], classes, prediction)
 
 
 def _settings(written: dict[str, Any]) -> Network:

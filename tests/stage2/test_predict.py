@@ -23,6 +23,7 @@ from beco.evaluation.scores.evaluate import evaluate_predictions, squeezed
 from beco.networks.segmenter import Segmenter
 from beco.stage2 import outputs
 from beco.stage2 import predict as prediction
+from beco.stage2.train import Trained
 from beco.training.batches import size_batches
 from beco.training.engine import Compute
 
@@ -92,7 +93,7 @@ def predicted(
     threads: int = 1,
     **settings: object,
 ) -> dict[str, np.ndarray]:
-    monkeypatch.setattr(prediction, "load", lambda _: (members, pictures.classes))
+    monkeypatch.setattr(prediction, "load", lambda _: Trained(members, pictures.classes, None))
     chosen = Prediction.model_validate(settings)
     prediction.predict(pictures, output / "none", chosen, Compute("cpu", threads), output)
     return {path.stem: read_index_png(path) for path in sorted(output.glob("*.png"))}
