@@ -52,9 +52,9 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
         if given.is_dir():
             before = f"{given.resolve().name}/" if len(inputs) > 1 else ""
             for path in _walk(given, output.resolve(), marks):
-                found.setdefault(path.resolve(), Loose(path, before + path.relative_to(given).as_posix()))
+                found.setdefault(_place(path), Loose(path, before + path.relative_to(given).as_posix()))
         elif given.exists() or given.is_symlink():
-            found.setdefault(given.resolve(), Loose(given, given.name))
+            found.setdefault(_place(given), Loose(given, given.name))
         else:
             raise UserError(f"{given}: no such picture or folder; check the path")
     if not found:
@@ -63,6 +63,11 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
     pictures = sorted(found.values(), key=lambda one: one.name)
     _refuse_shared(pictures)
     return pictures
+
+
+def _place(path: Path) -> Path:
+    """What is the same of two spellings of a path; links to one file are two."""
+    return path.parent.resolve() / path.name
 
 
 def _walk(folder: Path, output: Path, marks: Collection[str]) -> Iterator[Path]:

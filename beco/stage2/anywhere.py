@@ -50,7 +50,9 @@ def networks_file(path: Path) -> Path:
         return path
     if (path / NETWORKS).is_file():
         return path / NETWORKS
-    below = sorted(found.parent for depth in ("*", "*/*", "*/*/*") for found in path.glob(f"{depth}/{NETWORKS}"))
+    below = sorted(
+        found.parent for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for found in path.glob(f"{depth}/{NETWORKS}")
+    )
     mend = f"did you mean {below[0]}?" if below else "name a run's folder, such as results/…/seed0, or the file itself"
     raise UserError(f"{path}: holds no {NETWORKS}; {mend}")
 
@@ -103,7 +105,8 @@ def predict(
             log.info("%s: %d pictures are there and kept", output, len(by_id) - len(left))
 
         def done(image_id: str, counts: Counts) -> None:
-            noted.note(by_id[image_id].name, files[image_id], _facts(counts, manifest.size(image_id)))
+            facts = {"label": choices.more.files(image_id)["label"], **_facts(counts, manifest.size(image_id))}
+            noted.note(by_id[image_id].name, files[image_id], facts)
 
         def skip(image_id: str, error: UserError) -> None:
             if choices.refuse_bad:
@@ -113,7 +116,8 @@ def predict(
         chosen = chosen_networks(trained, settings, choose_device(compute.device))
         with Outputs(output, settings.crf, compute.threads, choices.more, done) as outputs:
             predict_all(_part(manifest, left), chosen, settings, compute, outputs, skip)
-        write_csv(_shares(noted, trained.classes), output / SHARES)
+        there = {name: line for name, line in noted.lines.items() if (output / line["label"]).is_file()}
+        write_csv(_shares(there, trained.classes), output / SHARES)
     _tell(output, found, bad)
 
 
@@ -135,10 +139,10 @@ def _facts(counts: Counts, size: tuple[int, int]) -> dict[str, Any]:
     return {"height": size[0], "width": size[1], "pixels": pixels}
 
 
-def _shares(noted: journal.Journal, classes: list[str]) -> pd.DataFrame:
-    """Of each picture that is noted the share of background and of each class, in [0, 1]."""
+def _shares(lines: dict[str, journal.Line], classes: list[str]) -> pd.DataFrame:
+    """Of each picture, by name, the share of background and of each class, in [0, 1]."""
     rows = []
-    for name, line in sorted(noted.lines.items()):
+    for name, line in sorted(lines.items()):
         counts = [line["pixels"].get(str(value), 0) for value in range(len(classes) + 1)]
         rows.append([name, line["width"], line["height"], *(count / sum(counts) for count in counts)])
     return pd.DataFrame(rows, columns=["image", "width", "height", "background", *classes])

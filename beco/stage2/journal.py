@@ -84,7 +84,8 @@ def _read(path: Path) -> tuple[Line | None, list[Line]]:
     lines = list(_lines(texts))
     if not lines or not lines[0].keys() >= {"made_by", "files"}:
         return None, []
-    return lines[0], list({line["image"]: line for line in lines[1:] if "image" in line}.values())
+    pictures = [line for line in lines[1:] if line.keys() >= {"image", "label", "pixels", "files"}]
+    return lines[0], list({line["image"]: line for line in pictures}.values())
 
 
 def _lines(texts: list[str]) -> Iterator[Line]:

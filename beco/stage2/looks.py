@@ -14,8 +14,8 @@ from beco.datasets.palette import voc_palette
 SHARE = 0.5
 """Of the colour of a label in an overlay; the rest is the picture's."""
 QUALITY = 90
-LONGEST = 65_535
-"""Pixels of a side that a JPEG can have."""
+LONGEST = 65_500
+"""Pixels of a side that libjpeg writes."""
 
 
 def overlaid(picture: NDArray[np.uint8], label: NDArray[np.uint8]) -> Image.Image:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beco.artifacts.files import MEMORY_WORDS
 from beco.artifacts.folders import whole_folder
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
@@ -27,6 +28,7 @@ from beco.stage2.train import Trained, load
 from beco.training.batches import size_batches
 from beco.training.engine import Compute, choose_device
 
+TOO_LARGE = "take more memory than there is; set prediction.resize (a long side, such as 1000) or batch_size: 1"
 MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
 
 
@@ -62,7 +64,8 @@ def predict_all(
 ) -> None:
     """Hand `outputs` what `networks` (see `chosen_networks`) say of every picture of `manifest`.
 
-    `skip` is told of a picture that cannot be read, and the others go on; without it the error is raised.
+    `skip` is told of a picture that cannot be read or for which the memory does not suffice, and the others go on;
+    without it the error is raised.
     """
     device = choose_device(compute.device)
     batches = size_batches(
@@ -77,20 +80,47 @@ def predict_all(
         skip=skip,
     )
     for ids, images in batches:
-        fed = _size(images)
-        sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in ids]
-        scores = picture_scores(networks, images.to(device), settings, sizes)
-        for image_id, image, size, score in zip(ids, images, sizes, scores, strict=True):
-            picture = None
-            if settings.crf is not None or outputs.more.overlay:
-                picture = as_bytes(image) if size == fed else manifest.image(image_id)
-            if settings.crf is None:
-                outputs.write(image_id, *decided(score, settings, outputs.more.confidence), picture)
-            else:
-                assert picture is not None
-                outputs.refine(image_id, picture, *believed(score, settings))
+        left = list(ids)
+        try:
+            _predict_batch(manifest, left, images.to(device), networks, settings, outputs)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_of_memory(error):
+                raise
+            for image_id in left:
+                problem = UserError(f"{image_id}: {'×'.join(map(str, _size(images)[::-1]))} pixels {TOO_LARGE}")
+                if skip is None:
+                    raise problem from error
+                skip(image_id, problem)
         if device.type == "cpu":  # networks and CRF would fight for the same cores
             outputs.wait()
+
+
+def _predict_batch(
+    manifest: Manifest,
+    left: list[str],
+    images: Tensor,
+    networks: Sequence[Segmenter],
+    settings: Prediction,
+    outputs: Outputs,
+) -> None:
+    """Hand over the pictures (B, 3, h, w) of a batch; `left`, their ids, loses each as it goes."""
+    fed = _size(images)
+    sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in left]
+    scores = picture_scores(networks, images, settings, sizes)
+    for image, size, score in zip(images, sizes, scores, strict=True):
+        picture = None
+        if settings.crf is not None or outputs.more.overlay:
+            picture = as_bytes(image) if size == fed else manifest.image(left[0])
+        if settings.crf is None:
+            outputs.write(left[0], *decided(score, settings, outputs.more.confidence), picture)
+        else:
+            assert picture is not None
+            outputs.refine(left[0], picture, *believed(score, settings))
+        left.pop(0)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def decided(score: Tensor, settings: Prediction, sure: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:

@@ -23,7 +23,7 @@ from beco.artifacts.ordered import in_order
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 
-AHEAD = 2  # batches that are read while one is worked on; bounds the memory
+AHEAD = 2  # batches that are read while one is worked on, of whatever pictures; bounds the memory
 
 
 def size_batches(
@@ -63,7 +63,11 @@ def size_batches(
         for start in range(0, len(members), count)
     ]
     fed = [(image_id, size) for size, chosen in plan for image_id in chosen]
-    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size)
+
+    def weight(one: tuple[str, tuple[int, int]]) -> float:
+        return batch_size / _count(one[1], batch_size, most_pixels)
+
+    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size, weight)
     for _, chosen in plan:
         read = dict(zip(chosen, islice(pictures, len(chosen)), strict=True))
         for image_id, found in read.items():
