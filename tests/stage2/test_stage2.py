@@ -83,6 +83,7 @@ def started(
         Compute("cpu"),
         output,
         False,  # type: ignore[arg-type]
+        Prediction(resize=48),
     )
     return kept
 
@@ -111,6 +112,7 @@ def test_the_two_networks_share_the_encoder_and_not_the_decoder(
     # and what was saved is what is loaded
     trained = training.load(tmp_path / "a" / "networks.safetensors")
     assert trained.classes == pictures.classes and not any(member.training for member in trained.networks)
+    assert trained.prediction == Prediction(resize=48)
     for member, state in zip(trained.networks, (one, other), strict=True):
         assert all(torch.equal(value, state[key]) for key, value in member.state_dict().items())
     assert json.loads((tmp_path / "a" / "training.json").read_text())["recipe"] == "beco"
