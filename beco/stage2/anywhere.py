@@ -96,7 +96,7 @@ def predict(
     if choices.refuse_bad:
         refuse(bad.values(), f"{inputs[0]}")
     by_id = {one.image_id: one for one in found if one.name not in bad}
-    planned = [name for image_id in by_id for name in choices.more.files(image_id).values()]
+    planned = _planned(by_id, choices.more)
     made_by = _made_by(networks, trained, settings)
     with journal.Journal(output, made_by, [*planned, SHARES, SKIPPED], choices.replace) as noted:
         files = {image_id: _files(one, output, choices.more) for image_id, one in by_id.items()}
@@ -119,6 +119,16 @@ def predict(
         there = {name: line for name, line in noted.lines.items() if (output / line["label"]).is_file()}
         write_csv(_shares(there, trained.classes), output / SHARES)
     _tell(output, found, bad)
+
+
+def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
+    """The files that pictures are going to have. UserError if two are the same one."""
+    first: dict[str, Loose] = {}
+    for image_id, one in by_id.items():
+        for name in more.files(image_id).values():
+            if (other := first.setdefault(name, one)) is not one:
+                raise UserError(f"{one.path} and {other.path}: files made of both would be called {name}; rename one")
+    return list(first)
 
 
 def _made_by(networks: Path, trained: Trained, settings: Prediction) -> dict[str, Any]:

@@ -313,6 +313,13 @@ def test_two_pictures_of_one_name_are_refused(net: Path, pictures: Path, tmp_pat
     refused = predict(net, pictures, "-o", tmp_path / "out", status=1)
     assert all(str(pictures / name) in refused for name in ("a.jpg", "a.png")) and "rename one" in refused
     assert refused.count("\n") == 1 and not (tmp_path / "out").exists()
+    (pictures / "a.png").unlink()
+    (pictures / "overlay").mkdir()
+    shutil.copy(pictures / "a.jpg", pictures / "overlay" / "a.jpg")
+    predict(net, pictures, "-o", tmp_path / "out", "--overlay")  # one is a JPEG, the other a PNG
+    (pictures / "overlay").rename(pictures / "confidence")
+    refused = predict(net, pictures, "-o", tmp_path / "more", "--confidence", status=1)
+    assert "confidence/a.png" in refused and "rename one" in refused
 
 
 def test_inputs_that_are_not_there(net: Path, pictures: Path, tmp_path: Path) -> None:
