@@ -125,7 +125,8 @@ def _is_of_memory(error: Exception) -> bool:
 
 def decided(score: Tensor, settings: Prediction, sure: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """The label map (H, W) uint8 of the largest of scores (C, H, W); if `sure`, its probability, (H, W) in [0, 1]."""
-    label = score.argmax(0).to(torch.uint8).cpu().numpy()
+    # the first of equals, as argmax has it, which takes four times as long on a CPU
+    label = score.max(0).indices.to(torch.uint8).cpu().numpy()
     return label, _probabilities(score, settings).amax(0).float().cpu().numpy() if sure else None
 
 

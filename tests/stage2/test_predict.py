@@ -76,6 +76,13 @@ def test_the_first_network_alone(pictures: Manifest, monkeypatch: pytest.MonkeyP
         assert (both[image_id] == 0).all()  # means: 0, −1, 0, and the lower of equals is taken
 
 
+def test_the_first_of_equal_scores_is_decided() -> None:
+    scores = torch.randint(0, 3, (21, 40, 50), generator=torch.Generator().manual_seed(1)).float()
+    label, sure = prediction.decided(scores, Prediction(merge="softmax"), True)
+    assert (label == scores.numpy().argmax(0)).all() and sure is not None and (sure == scores.numpy().max(0)).all()
+    assert prediction.decided(scores, Prediction(), False)[1] is None
+
+
 # --- batches ------------------------------------------------------------------------------------------------
 
 
