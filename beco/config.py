@@ -22,7 +22,16 @@ from beco.schema import *  # noqa: F403  (the rest of the program takes the sect
 from beco.schema import Config, Section, nearest
 from beco.schema.stage1 import KINDS
 
-__all__ = ["merge", "parse_yaml", "read_config", "read_config_files", "read_settings", "validate", "validate_config"]
+__all__ = [
+    "merge",
+    "merged_settings",
+    "parse_yaml",
+    "read_config",
+    "read_config_files",
+    "read_settings",
+    "validate",
+    "validate_config",
+]
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
@@ -112,11 +121,23 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def read_settings(model: type[S], text: str | None, where: str = "--settings") -> S:
     """Read a section from YAML or JSON text, from a file's name, or (None) its defaults."""
+    values, where = _given(text, where)
+    return validate(model, values, where)
+
+
+def merged_settings(model: type[S], base: S, over: str | dict[str, Any] | None, where: str = "--settings") -> S:
+    """As `read_settings`, of what the text (or its values) names; all else is as in `base`."""
+    values, where = (over, where) if isinstance(over, dict) else _given(over, where)
+    return validate(model, merge(base.model_dump(mode="json"), values) if isinstance(values, dict) else values, where)
+
+
+def _given(text: str | None, where: str) -> tuple[Any, str]:
+    """The values of a text or of the file that it names, {} for none; and where they stand."""
     if text is None:
-        return validate(model, {}, where)
+        return {}, where
     if "\n" not in text and text.endswith((".yaml", ".yml", ".json")):
         where, text = text, read_text(Path(os.path.expanduser(text)), "save it as such")  # noqa: PTH111  (raises nothing)
-    return validate(model, parse_yaml(text, where), where)
+    return parse_yaml(text, where), where
 
 
 def read_config(source: str, is_file: bool) -> Config:

@@ -327,7 +327,7 @@ CASES = [
     Case("labels beyond the classes", labels(lambda file: replaced(file, "label/a", np.full(SIZE, 9, np.uint8))),
          ("a", "9"), "evaluate-labels"),
     Case("prediction that is missing", lambda at: (at / "predictions" / "v.png").unlink(),
-         ("v.png", "no such prediction", "run `beco predict`"), "evaluate"),
+         ("v.png", "no such prediction", "run `beco predict-split`"), "evaluate"),
     Case("prediction of another size", prediction(np.zeros((3, 3), np.uint8)), ("v", "3"), "evaluate"),
     Case("prediction beyond the classes", prediction(np.full(SIZE, 9, np.uint8)), ("v", "9"), "evaluate"),
     Case("prediction that is a Git-LFS pointer", text("predictions/v.png", LFS), ("v.png", "`git lfs pull`"),

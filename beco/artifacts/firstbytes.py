@@ -112,6 +112,16 @@ def told(path: Path | str, what: str, own: tuple[str, ...] = ()) -> str:
     return f"is {name}, {rest}" if name and name not in own else ""
 
 
+def begins_as_picture(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a picture that is read, whatever it is called."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(READ)
+    except OSError:
+        return False
+    return _named_picture(head, PICTURES[0]) == ("", "") and not _is_text(head)
+
+
 def _of_link(path: Path) -> str:
     try:
         path.stat()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     written this way. Raises `UserError` if there is a file, or a folder with other files, and as `whole` does.
     """
     path = Path(path)
-    _refuse_foreign(path)
+    refuse_foreign(path, _written(path))
     with renamed(path) as folder:
         folder.mkdir()
         yield folder
@@ -33,10 +33,10 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
         (folder / WRITTEN).write_text(names + "\n", encoding="utf-8")
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path, own: Collection[str] = ()) -> None:
+    """UserError if `path` is a file, or a folder with files that are neither `own` (paths in it) nor `OF_NOBODY`."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, and a folder is to be written; name a new folder")
-    own = set(OF_NOBODY) | _written(path)
     foreign = sorted(name for name in _files(path) if name not in own and Path(name).name not in OF_NOBODY)
     if foreign:
         which = foreign[0] if len(foreign) == 1 else f"{foreign[0]} and {len(foreign) - 1} more"

@@ -27,27 +27,36 @@ def allowed_threads() -> int:
 
 
 def in_order(
-    work: Callable[[T], R], items: Sequence[T], threads: int, name: str, ahead: int | None = None
+    work: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    name: str,
+    ahead: int | None = None,
+    weight: Callable[[T], float] = lambda _: 1,
 ) -> Iterator[R]:
     """`work` of every item, in order, under a progress bar called `name`.
 
     Threads suffice for pictures: decoding, resizing and filtering release the GIL. They run at most `ahead` items
-    (four a thread, if not given) ahead of the reader, which bounds the memory. The first error ends it, and nothing is
-    at work any more when it is raised.
+    (four a thread, if not given) ahead of the reader, which bounds the memory; large ones can count as several by their
+    `weight`. The first error ends it, and nothing is at work any more when it is raised.
     """
     threads = max(threads, 1)
     ahead = 4 * threads if ahead is None else ahead
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[tuple[Future[R], float]] = deque()
+    weighs = 0.0
     pool = ThreadPoolExecutor(threads, name)
     with tqdm(total=len(items), desc=name, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                waiting.append((pool.submit(work, item), weight(item)))
+                weighs += waiting[-1][1]
+                while weighs > ahead:
+                    future, less = waiting.popleft()
+                    weighs -= less
+                    yield future.result()
                     bar.update()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -33,7 +33,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
 """What a command writes into the folder that it is given as its output."""
 BESIDE: dict[str, tuple[str, ...]] = {"manifest": (".json",), "comparison": (".md", ".tex")}
 """Suffixes of what it writes beside its output."""
-REPLACED = ("predict", "export_labels", "draw_shapes")
+REPLACED = ("predict", "predict_split", "export_labels", "draw_shapes")
 """Commands that put a new folder in the place of the old one."""
 LISTED = ("import_labels", "export_labels", "archive")
 """Commands that read whatever files of these suffixes lie in the folder that they are given."""

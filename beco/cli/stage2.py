@@ -44,9 +44,10 @@ def train(
     workers: Workers = 0,
     compile: Compile = False,
     replace: Replace = False,
+    prediction: Annotated[str | None, typer.Option(help="how they are to predict; kept in their file")] = None,
 ) -> None:
     """Train segmentation networks on pseudo-labels."""
-    from beco.config import Network, Training, read_settings
+    from beco.config import Network, Prediction, Training, read_settings
     from beco.datasets import manifest as manifests
     from beco.schema.slots import RECIPES
     from beco.stage2 import train as stage
@@ -55,7 +56,8 @@ def train(
     RECIPES.given(recipe, "--recipe")
     pictures, chosen = manifests.read(manifest, root), read_settings(Training, settings)
     built = read_settings(Network, network, "--network")
-    wanted = stage.Wanted(recipe, built, chosen, seed, labels, classifier)
+    protocol = None if prediction is None else read_settings(Prediction, prediction, "--prediction")
+    wanted = stage.Wanted(recipe, built, chosen, seed, labels, classifier, protocol)
     held_out = pictures.split(val_split) if chosen.validate_every else None
     compute = Compute(device, threads, workers, devices, nodes, compile)
     stage.train(pictures.split(split), held_out, wanted, compute, output, replace)
@@ -63,6 +65,47 @@ def train(
 
 @app.command()
 def predict(
+    networks: Annotated[Path, typer.Argument(help="a run's folder, results/…/seed0, or a networks.safetensors")],
+    pictures: Annotated[list[Path], typer.Argument(help="folders, with all in them, and picture files")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write, or to go on in")],
+    confidence: Annotated[bool, typer.Option("--confidence", help="also how sure each label is, as grey PNGs")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="also the labels' colours over the pictures")] = False,
+    refuse_bad: Annotated[
+        bool, typer.Option("--refuse-bad", help="stop at once if a picture cannot be read, and do not leave it out")
+    ] = False,
+    settings: Annotated[
+        str | None,
+        typer.Option(help="other settings of `prediction` than the networks' own, YAML text or file: {flip: true}"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="pictures processed together")] = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="drop predictions of other networks or settings")] = False,
+) -> None:
+    """Label pictures of your own with a trained network: a palette PNG each, and a table of shares.
+
+    Given once more, it goes on where it stood.
+    """
+    import os
+
+    from beco.config import Prediction, merged_settings
+    from beco.stage2 import anywhere as stage
+    from beco.stage2.outputs import More
+    from beco.stage2.train import load
+    from beco.training.trainer import Compute
+
+    path = stage.networks_file(networks)
+    trained = load(path)
+    chosen = merged_settings(Prediction, stage.settings_of(trained, path), settings)
+    if batch is not None:
+        chosen = chosen.model_copy(update={"batch_size": batch})
+    compute = Compute(device, threads or len(os.sched_getaffinity(0)))
+    choices = stage.Choices(More(confidence, overlay), refuse_bad, replace)
+    stage.predict(path, pictures, chosen, trained, compute, output, choices)
+
+
+@app.command()
+def predict_split(
     manifest: ManifestPath,
     root: Root,
     networks: Annotated[Path, typer.Option(help="networks.safetensors")],
@@ -72,7 +115,7 @@ def predict(
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Write a palette PNG per picture."""
+    """Write a palette PNG per picture of a manifest's split, as the workflow does."""
     from beco.config import Prediction, read_settings
     from beco.datasets import manifest as manifests
     from beco.stage2 import predict as stage

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from beco.artifacts.files import read_json, whole
 from beco.artifacts.ordered import allowed_threads, in_order
@@ -315,15 +316,22 @@ def read_picture(path: Path | str) -> NDArray[np.uint8]:
 def _decoded(path: Path | str) -> tuple[NDArray[np.uint8], bool]:
     """The picture, and whether an EXIF orientation moved its pixels."""
     with opened(path) as picture:
-        turned = turn_upright(picture)
-        if picture.mode.startswith("I;16"):  # Pillow would cut at 255
-            return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2), turned
-        if picture.mode not in ("I", "F"):
-            if "transparency" in picture.info:
-                del picture.info["transparency"]  # alpha is left out, without a warning
-            return np.array(picture.convert("RGB"), dtype=np.uint8), turned
-        mode = picture.mode
-    raise UserError(f"{path}: holds numbers of 32 bits (mode {mode}), not colours; save it with 8 bits")
+        return as_rgb(picture, path)
+
+
+def as_rgb(picture: Image.Image, name: Path | str) -> tuple[NDArray[np.uint8], bool]:
+    """(H, W, 3) uint8 of a picture as `read_picture` has it, which it turns in place; and whether it was turned.
+
+    Raises `UserError`, which begins with `name`, if it holds numbers that are not colours.
+    """
+    turned = turn_upright(picture)
+    if picture.mode.startswith("I;16"):  # Pillow would cut at 255
+        return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2), turned
+    if picture.mode in ("I", "F"):
+        raise UserError(f"{name}: holds numbers of 32 bits (mode {picture.mode}), not colours; save it with 8 bits")
+    if "transparency" in picture.info:
+        del picture.info["transparency"]  # alpha is left out, without a warning
+    return np.array(picture.convert("RGB"), dtype=np.uint8), turned
 
 
 @dataclass(frozen=True)

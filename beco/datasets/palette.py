@@ -86,6 +86,12 @@ def turn_upright(picture: Image.Image) -> bool:
     return turned
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) of a picture once `turn_upright` has turned it; its pixels are mostly not needed for that."""
+    lies = picture.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+    return (picture.width, picture.height) if lies else (picture.height, picture.width)
+
+
 def voc_palette() -> NDArray[np.uint8]:
     """The colour of every label value, (256, 3) uint8.
 

@@ -120,7 +120,8 @@ def _refuse_fixed_size(encoder: Encoder) -> None:
     if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
         side = known.input_size[-1]
         raise UserError(
-            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder, a ViT or a Swin"
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder, a ViT "
+            "or a Swin"
         )
 
 

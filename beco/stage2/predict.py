@@ -7,25 +7,28 @@ the decoder's stride alone, since each goes to another size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beco.artifacts.files import MEMORY_WORDS
 from beco.artifacts.folders import whole_folder
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.networks.segmenter import Segmenter
 from beco.stage2.outputs import Outputs
-from beco.stage2.train import load
+from beco.stage2.train import Trained, load
 from beco.training.batches import size_batches
 from beco.training.trainer import Compute, choose_device
 
+TOO_LARGE = "take more memory than there is; set prediction.resize (a long side, such as 1000) or batch_size: 1"
 MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
 
 
@@ -37,12 +40,34 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
     to a tie. Raises `UserError` if the networks were trained for other classes, or for a picture that cannot be read.
     """
     torch.set_num_threads(compute.threads)
-    device = choose_device(compute.device)
-    members, classes = load(networks)
-    if classes != manifest.classes:
+    trained = load(networks)
+    if trained.classes != manifest.classes:
         raise UserError(f"{networks}: trained for other classes than the manifest's; train again")
-    chosen = members[:1] if settings.networks == "first" else members
-    chosen = [network.to(device).to(memory_format=torch.channels_last) for network in chosen]
+    chosen = chosen_networks(trained, settings, choose_device(compute.device))
+    with whole_folder(output) as folder, Outputs(folder, settings.crf, compute.threads) as outputs:
+        predict_all(manifest, chosen, settings, compute, outputs)
+
+
+def chosen_networks(trained: Trained, settings: Prediction, device: torch.device) -> list[Segmenter]:
+    """Those of a file's networks that `settings.networks` asks for, ready to predict on a device."""
+    chosen = trained.networks[:1] if settings.networks == "first" else trained.networks
+    return [network.to(device).to(memory_format=torch.channels_last) for network in chosen]
+
+
+def predict_all(
+    manifest: Manifest,
+    networks: Sequence[Segmenter],
+    settings: Prediction,
+    compute: Compute,
+    outputs: Outputs,
+    skip: Callable[[str, UserError], None] | None = None,
+) -> None:
+    """Hand `outputs` what `networks` (see `chosen_networks`) say of every picture of `manifest`.
+
+    `skip` is told of a picture that cannot be read or for which the memory does not suffice, and the others go on;
+    without it the error is raised.
+    """
+    device = choose_device(compute.device)
     batches = size_batches(
         manifest,
         manifest.ids,
@@ -50,22 +75,63 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
         settings.batch_size,
         "prediction",
         squeeze=settings.squeeze,
-        most_pixels=most_pixels(settings.scales, len(classes) + 1),
+        most_pixels=most_pixels(settings.scales, len(manifest.classes) + 1),
         threads=compute.threads,
+        skip=skip,
     )
-    with whole_folder(output) as folder, Outputs(folder, settings.crf, compute.threads) as outputs:
-        for ids, images in batches:
-            fed = (images.shape[-2], images.shape[-1])
-            sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in ids]
-            scores = picture_scores(chosen, images.to(device), settings, sizes)
-            for image_id, image, size, score in zip(ids, images, sizes, scores, strict=True):
-                if settings.crf is None:
-                    outputs.write(image_id, score.argmax(0).to(torch.uint8).cpu().numpy())
-                else:
-                    picture = as_bytes(image) if size == fed else manifest.image(image_id)
-                    _refine(outputs, image_id, picture, score, settings)
-            if device.type == "cpu":  # networks and CRF would fight for the same cores
-                outputs.wait()
+    for ids, images in batches:
+        left = list(ids)
+        try:
+            _predict_batch(manifest, left, images.to(device), networks, settings, outputs)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_of_memory(error):
+                raise
+            for image_id in left:
+                problem = UserError(f"{image_id}: {'×'.join(map(str, _size(images)[::-1]))} pixels {TOO_LARGE}")
+                if skip is None:
+                    raise problem from error
+                skip(image_id, problem)
+        if device.type == "cpu":  # networks and CRF would fight for the same cores
+            outputs.wait()
+
+
+def _predict_batch(
+    manifest: Manifest,
+    left: list[str],
+    images: Tensor,
+    networks: Sequence[Segmenter],
+    settings: Prediction,
+    outputs: Outputs,
+) -> None:
+    """Hand over the pictures (B, 3, h, w) of a batch; `left`, their ids, loses each as it goes."""
+    fed = _size(images)
+    sizes = [fed if settings.scored_side else manifest.size(image_id) for image_id in left]
+    scores = picture_scores(networks, images, settings, sizes)
+    for image, size, score in zip(images, sizes, scores, strict=True):
+        picture = None
+        if settings.crf is not None or outputs.more.overlay:
+            picture = as_bytes(image) if size == fed else manifest.image(left[0])
+        if settings.crf is None:
+            outputs.write(left[0], *decided(score, settings, outputs.more.confidence), picture)
+        else:
+            assert picture is not None
+            outputs.refine(left[0], picture, *believed(score, settings))
+        left.pop(0)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+
+
+def decided(score: Tensor, settings: Prediction, sure: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """The label map (H, W) uint8 of the largest of scores (C, H, W); if `sure`, its probability, (H, W) in [0, 1]."""
+    # the first of equals, as argmax has it, which takes four times as long on a CPU
+    label = score.max(0).indices.to(torch.uint8).cpu().numpy()
+    return label, _probabilities(score, settings).amax(0).float().cpu().numpy() if sure else None
+
+
+def _probabilities(score: Tensor, settings: Prediction) -> Tensor:
+    return score if settings.merge == "softmax" else score.softmax(0)
 
 
 def most_pixels(scales: Sequence[float], channels: int) -> int:
@@ -177,12 +243,12 @@ def _at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
 # --- for the CRF --------------------------------------------------------------------------------------------
 
 
-def _refine(outputs: Outputs, image_id: str, picture: np.ndarray, score: Tensor, settings: Prediction) -> None:
+def believed(score: Tensor, settings: Prediction) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What the CRF is given of scores (K+1, H, W): probabilities (C, H, W) of the label values (C,) that it weighs."""
     assert settings.crf is not None
-    probabilities = score if settings.merge == "softmax" else score.softmax(0)
+    probabilities = _probabilities(score, settings)
     kept = kept_classes(probabilities, settings.crf.minimum_mass)
-    classes = kept.to(torch.uint8).cpu().numpy()
-    outputs.refine(image_id, picture, probabilities[kept].float().cpu().numpy(), classes)
+    return probabilities[kept].float().cpu().numpy(), kept.to(torch.uint8).cpu().numpy()
 
 
 def kept_classes(probabilities: Tensor, minimum_mass: float) -> Tensor:

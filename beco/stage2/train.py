@@ -13,7 +13,7 @@ import torch
 from beco.artifacts.files import file_hash, whole, write_json
 from beco.artifacts.pseudolabels import PseudoLabels
 from beco.artifacts.sources import commit, stage_hash
-from beco.config import Network, Training
+from beco.config import Network, Prediction, Training
 from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest, check_meaning
 from beco.errors import UserError
@@ -40,6 +40,8 @@ class Wanted:
     """`labels.h5`; None: the training masks, as an upper bound."""
     classifier: Path | None = None
     """The network of stage one, for encoders that start from it."""
+    prediction: Prediction | None = None
+    """How they are meant to predict: written into their file; training does not read it."""
 
     def identity(self) -> dict[str, Any]:
         """What determines the networks, besides the pictures."""
@@ -85,6 +87,8 @@ def train(
         "classes": json.dumps(pictures.classes),
         "count": str(len(networks)),
     }
+    if wanted.prediction is not None:
+        metadata["prediction"] = wanted.prediction.model_dump_json()
     best = output / "best.safetensors"
     validator = None
     if settings.validate_every:
@@ -133,8 +137,20 @@ def _checked_labels(pictures: Manifest, labels: Path | None) -> PseudoLabels | N
     return open_labels(labels, pictures)
 
 
-def load(path: Path) -> tuple[list[Segmenter], list[str]]:
-    """The networks that `train` saved, in evaluation mode, and their class names. UserError if the file is no such."""
+@dataclass(frozen=True)
+class Trained:
+    """What the file of a training holds."""
+
+    networks: list[Segmenter]
+    """In evaluation mode, on the CPU."""
+    classes: list[str]
+    """Names of label values 1…K."""
+    prediction: Prediction | None
+    """How they are meant to predict; None: the file does not say."""
+
+
+def load(path: Path) -> Trained:
+    """What `train` saved. UserError if the file is no such."""
     state, metadata = encoders.load_network(path, "networks")
     with encoders.described(path):
         settings = _settings(json.loads(metadata["network"]))
@@ -143,7 +159,9 @@ def load(path: Path) -> tuple[list[Segmenter], list[str]]:
         networks = [build(settings, len(classes)) for _ in range(int(metadata["count"]))]
         encoders.refuse_pooled(path, metadata, networks[0].backbone)
         encoders.load_whole(torch.nn.ModuleList(networks), state, path)
-    return [network.eval() for network in networks], classes
+        written = metadata.get("prediction")
+        prediction = None if written is None else Prediction.model_validate_json(written)
+    return Trained([network.eval() for network in networks], classes, prediction)
 
 
 def _settings(written: dict[str, Any]) -> Network:

@@ -8,11 +8,13 @@ size share one (in VOC, two thirds are 500×375, 375×500 or 500×333), and the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ from beco.artifacts.ordered import in_order
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 
-AHEAD = 2  # batches that are read while one is worked on; bounds the memory
+AHEAD = 2  # batches that are read while one is worked on, of whatever pictures; bounds the memory
 
 
 def size_batches(
@@ -34,6 +36,7 @@ def size_batches(
     squeeze: int | None = None,
     most_pixels: int | None = None,
     threads: int = 1,
+    skip: Callable[[str, UserError], None] | None = None,
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Yield (ids, pictures (B, 3, h, w) float32 in [0, 1]) with pictures fed at one size together.
 
@@ -46,6 +49,7 @@ def size_batches(
         squeeze: side of the square that is fed whatever the aspect; None: see `resize`.
         most_pixels: the most pixels B·h·w of a batch, beyond which it has fewer pictures (at least 1); None: any.
         threads: how many pictures are decoded and resized at once, in the background.
+        skip: is told of a picture that cannot be read, which is left out of its batch; None: the error is raised.
 
     Raises `UserError` for a picture that is missing, damaged, or of another size than the manifest says.
     """
@@ -59,21 +63,40 @@ def size_batches(
         for start in range(0, len(members), count)
     ]
     fed = [(image_id, size) for size, chosen in plan for image_id in chosen]
-    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size)
+
+    def weight(one: tuple[str, tuple[int, int]]) -> float:
+        return batch_size / _count(one[1], batch_size, most_pixels)
+
+    pictures = in_order(partial(_picture, manifest), fed, threads, name, AHEAD * batch_size, weight)
     for _, chosen in plan:
-        yield chosen, torch.stack(list(islice(pictures, len(chosen))))
+        read = dict(zip(chosen, islice(pictures, len(chosen)), strict=True))
+        for image_id, found in read.items():
+            if isinstance(found, UserError):
+                if skip is None:
+                    raise found
+                skip(image_id, found)
+        if good := {image_id: found for image_id, found in read.items() if isinstance(found, Tensor)}:
+            yield list(good), torch.stack(list(good.values()))
 
 
 def _count(size: tuple[int, int], batch_size: int, most_pixels: int | None) -> int:
     return batch_size if most_pixels is None else max(min(batch_size, most_pixels // (size[0] * size[1])), 1)
 
 
-def _picture(manifest: Manifest, fed: tuple[str, tuple[int, int]]) -> Tensor:
-    """One picture, (3, *size) float32 in [0, 1], of an id and a size; resized alone, so that no batch can change it."""
+def _picture(manifest: Manifest, fed: tuple[str, tuple[int, int]]) -> Tensor | UserError:
+    """One picture as `as_fed` has it, of an id and a size; or why there is none."""
     image_id, size = fed
-    array = manifest.image(image_id)
+    try:
+        array = manifest.image(image_id)
+    except UserError as error:
+        return error
     if array.shape[:2] != manifest.size(image_id):
-        raise UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")
+        return UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")
+    return as_fed(array, size)
+
+
+def as_fed(array: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+    """A picture (H, W, 3) uint8 as it is fed: (3, *size) float32 in [0, 1]; resized alone, whatever its batch."""
     picture = torch.from_numpy(array).permute(2, 0, 1).to(torch.float32) / 255
     if size == array.shape[:2]:
         return picture

@@ -112,7 +112,7 @@ DOORS: dict[str, Door] = {
         "train", "--recipe", "single", ("labels", "labels.h5"), "--settings", TRAIN, "--network",
         NETWORK + ", weights: classifier}}", "--classifier",
     ),
-    "predict": door("predict", "--networks"),
+    "predict-split": door("predict-split", "--networks"),
     "evaluate-labels": door("evaluate-labels", "--labels"),
     "evaluate": door("evaluate", "--predictions"),
     "export-labels": lambda at, artifact: [
@@ -130,7 +130,7 @@ DOORS: dict[str, Door] = {
 }  # fmt: skip
 RIGHT = {
     "labels": "cams.h5", "labels, irn": "scores.h5", "sweep-labels": "cams.h5", "refine": "cams.h5",
-    "refine, irn": "irn.safetensors", "cams": "classifier.safetensors", "predict": "networks.safetensors",
+    "refine, irn": "irn.safetensors", "cams": "classifier.safetensors", "predict-split": "networks.safetensors",
     "evaluate-labels": "labels.h5", "evaluate": "predictions", "export-labels": "labels.h5",
     "train-irn, classifier": "classifier.safetensors", "train, classifier": "classifier.safetensors",
     "train-irn": "labels.h5", "train": "labels.h5",
@@ -305,7 +305,7 @@ def test_another_manifest(made: Path, tmp_path: Path, name: str, kind: str) -> N
     assert any(one in line for one in ("a: ", *STORES, *TENSORS)), line
 
 
-@pytest.mark.parametrize("name", ["labels", "labels, irn", "sweep-labels", "refine", "cams", "predict",
+@pytest.mark.parametrize("name", ["labels", "labels, irn", "sweep-labels", "refine", "cams", "predict-split",
                                   "evaluate-labels", "evaluate", "export-labels"])  # fmt: skip
 def test_the_right_one_is_taken(made: Path, tmp_path: Path, name: str) -> None:
     arguments = [word.replace(str(made / "out"), str(tmp_path / "out")) for word in DOORS[name](made, RIGHT[name])]
@@ -320,7 +320,7 @@ def test_an_older_version_is_refused_with_the_mend(made: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("spoil", ["tensors", "text", "weights"])
-@pytest.mark.parametrize("name", ["cams", "refine, irn", "predict", "train-irn, classifier"])
+@pytest.mark.parametrize("name", ["cams", "refine, irn", "predict-split", "train-irn, classifier"])
 def test_a_network_that_is_not_what_it_says(made: Path, tmp_path: Path, name: str, spoil: str) -> None:
     state, metadata = encoders.load_network(made / RIGHT[name])
     one = next(one for one in state if "backbone.layer1" in one and one.endswith("weight"))

@@ -16,6 +16,7 @@ from beco.cli import overwriting
 from beco.datasets.palette import write_index_png
 from beco.networks.segmenter import build
 from beco.stage2 import predict
+from beco.stage2.train import Trained
 
 FOLDER = "{format: folder, root: pictures, labels: %s, val_share: 0.5}"
 
@@ -100,10 +101,14 @@ CASES: dict[str, list[str]] = {
     "train": ["train", *reads(Path()), "--labels", "labels.h5", "--recipe", "single", "-o", "labels.h5"],
     "train, classifier": ["train", *reads(Path()), "--recipe", "single", "--classifier",
                           "first/networks.safetensors", "-o", "first"],
-    "predict": ["predict", *reads(Path()), "--networks", "first/networks.safetensors", "-o", "first"],
-    "predict, pictures": ["predict", *reads(Path()), "--networks", "first/networks.safetensors", "-o",
-                          "data/JPEGImages"],
-    "predict, root": ["predict", *reads(Path()), "--networks", "first/networks.safetensors", "-o", "data"],
+    "predict-split": ["predict-split", *reads(Path()), "--networks", "first/networks.safetensors", "-o", "first"],
+    "predict-split, pictures": ["predict-split", *reads(Path()), "--networks", "first/networks.safetensors", "-o",
+                                "data/JPEGImages"],
+    "predict-split, root": ["predict-split", *reads(Path()), "--networks", "first/networks.safetensors", "-o", "data"],
+    "predict": ["predict", "first", "data/JPEGImages", "-o", "first"],
+    "predict, networks within": ["predict", "first/networks.safetensors", "data/JPEGImages", "-o", "first"],
+    "predict, pictures": ["predict", "first", "data/JPEGImages", "-o", "data/JPEGImages"],
+    "predict, pictures within": ["predict", "first", "data/JPEGImages", "-o", "data"],
     "evaluate": ["evaluate", *reads(Path()), "--predictions", "predictions", "-o", "predictions"],
     "evaluate, metrics": ["evaluate", "--manifest", "first/per_class.csv", "--root", "data", "--predictions",
                           "predictions", "-o", "first"],
@@ -171,14 +176,15 @@ def test_every_command_that_writes_is_tried() -> None:
 FOLDERS = {
     "export-labels": ["export-labels", "labels.h5"],
     "export-labels, cvat": ["export-labels", "labels.h5", "--format", "cvat"],
-    "predict": ["predict", *reads(Path()), "--networks", "networks.safetensors", "--device", "cpu"],
+    "predict-split": ["predict-split", *reads(Path()), "--networks", "networks.safetensors", "--device", "cpu"],
     "draw-shapes": ["draw-shapes", "--settings", "{train: 1, val: 1, size: 48}"],
 }
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_replaced_if_it_is_empty_or_ours(at: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "load", lambda _: ([build(network(), len(CLASSES)).eval()], CLASSES))
+    trained = Trained([build(network(), len(CLASSES)).eval()], CLASSES, None)
+    monkeypatch.setattr(predict, "load", lambda _: trained)
     (at / "mine" / "deep").mkdir(parents=True)
     (at / "mine" / "deep" / "a").write_text("precious")
     assert "mine: holds other files (deep/a)" in refused(at, [*FOLDERS[name], "-o", "mine"])

@@ -208,7 +208,7 @@ def test_every_path_reaches_every_command_whole(tmp_path: Path) -> None:
     calls = [text.split("\0")[:-1] for text in record.read_bytes().decode().split("\n\0")[:-1]]
     assert len(calls) == len(commands) and {call[2] for call in calls} >= {
         "manifest", "train-classifier", "cams", "gather", "labels", "import-labels", "train-irn", "refine", "train",
-        "predict", "evaluate", "evaluate-labels", "tables", "report",
+        "predict-split", "evaluate", "evaluate-labels", "tables", "report",
     }  # fmt: skip
     for call in calls:
         assert call[0] == "--log" and call[1].startswith(f"{results}/tiny/logs/")

@@ -70,7 +70,7 @@ def started(
     monkeypatch.setattr(training, "fit", fit)
     network = Network.model_validate({**NETWORK.model_dump(), **more.pop("network", {})})
     settings = Training.model_validate({"schedule": {"steps": 1, "batch_size": 2, **more}})
-    wanted = training.Wanted(recipe, network, settings, seed)
+    wanted = training.Wanted(recipe, network, settings, seed, prediction=Prediction(resize=48))
     training.train(pictures.split("train"), pictures.split("val"), wanted, Compute("cpu"), output, False)
     return kept
 
@@ -97,9 +97,10 @@ def test_the_two_networks_share_the_encoder_and_not_the_decoder(
     (later,) = started(pictures, "single", 1, tmp_path / "d", monkeypatch, network=given)
     assert not torch.equal(later[drawn[0]], one[drawn[0]])
     # and what was saved is what is loaded
-    members, classes = training.load(tmp_path / "a" / "networks.safetensors")
-    assert classes == pictures.classes and not any(member.training for member in members)
-    for member, state in zip(members, (one, other), strict=True):
+    trained = training.load(tmp_path / "a" / "networks.safetensors")
+    assert trained.classes == pictures.classes and not any(member.training for member in trained.networks)
+    assert trained.prediction == Prediction(resize=48)
+    for member, state in zip(trained.networks, (one, other), strict=True):
         assert all(torch.equal(value, state[key]) for key, value in member.state_dict().items())
     assert json.loads((tmp_path / "a" / "training.json").read_text())["recipe"] == "beco"
 
@@ -122,7 +123,7 @@ def test_networks_of_before_a_setting_are_read_as_what_they_are(given: dict[str,
     del written["contract_dilation"], written["embedding_channels"]
     metadata = {"network": json.dumps(written), "classes": json.dumps(["a", "b"]), "count": "1"}
     encoders.save_network(nn.ModuleList(made), tmp_path / "networks.safetensors", metadata)
-    (found,), _ = training.load(tmp_path / "networks.safetensors")
+    (found,) = training.load(tmp_path / "networks.safetensors").networks
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(found(images), made[0](images))
@@ -245,7 +246,7 @@ def test_predictions_have_the_pictures_own_sizes(
     seen: list[tuple[int, int]] = []
     for network in networks:
         network.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[-2:])))
-    monkeypatch.setattr(prediction, "load", lambda _: (networks, val.classes))
+    monkeypatch.setattr(prediction, "load", lambda _: training.Trained(networks, val.classes, None))
     for members, expected in (("all", 2), ("first", 6)):
         output = tmp_path / members
         settings = Prediction(resize=resize, networks=members, batch_size=2)
@@ -257,6 +258,6 @@ def test_predictions_have_the_pictures_own_sizes(
             assert (label == expected).all()
     assert set(seen) == ({(64, 64), (61, 50)} if resize is None else {(32, 32), (32, 26)})
     with pytest.raises(UserError, match="trained for other classes"):
-        monkeypatch.setattr(prediction, "load", lambda _: (networks, val.classes[1:]))
+        monkeypatch.setattr(prediction, "load", lambda _: training.Trained(networks, val.classes[1:], None))
         prediction.predict(val, tmp_path / "none", Prediction(), Compute("cpu"), tmp_path / "other")
     assert not (tmp_path / "other").exists()

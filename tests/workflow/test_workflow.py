@@ -65,6 +65,18 @@ def test_the_road_makes_every_artifact(finished: Checkout) -> None:
     assert not list((base / "shards").glob("*")) and not list(base.rglob("*.tmp*"))
 
 
+def test_a_folder_is_labelled_as_the_workflow_labels_it(finished: Checkout) -> None:
+    base = finished.folder / "results" / "tiny"
+    for experiment in ("single", "beco"):
+        run = base / "crf" / experiment / "seed0"
+        output = finished.folder / "labelled" / experiment
+        done = finished.run("beco", "predict", str(run), str(base / "dataset" / "JPEGImages"), "-o", str(output))
+        assert done.returncode == 0, done.stderr
+        predictions = {path.name: path.read_bytes() for path in (run / "predictions").glob("*.png")}
+        assert len(predictions) == 10 and len(list(output.glob("*.png"))) == 34
+        assert all((output / name).read_bytes() == content for name, content in predictions.items())
+
+
 def test_every_rule_left_a_log_and_a_benchmark(finished: Checkout) -> None:
     base = finished.folder / "results" / "tiny"
     logs = {path.name.split(".")[0] for path in (base / "logs").iterdir()}
@@ -99,6 +111,11 @@ def test_changed_crf_settings_rerun_crf_and_what_follows(finished: Checkout) -> 
 
 def test_changed_stage_two_settings_rerun_stage_two(finished: Checkout) -> None:
     assert finished.planned("--config", "training={warmup: 0.5}") == STAGE_TWO
+
+
+def test_another_protocol_predicts_again_and_trains_nothing(finished: Checkout) -> None:
+    again = {rule: count for rule, count in STAGE_TWO.items() if rule != "train_segmenter"}
+    assert finished.planned("--config", "prediction={flip: true}") == again
 
 
 def test_a_setting_of_one_experiment_reruns_that_one(finished: Checkout) -> None:

@@ -27,6 +27,7 @@ rule train_segmenter:
         own=threads_of_a_process,
         spread=spread_options(),
         root=dataset_root(),
+        prediction=CONFIG.prediction.model_dump_json(),  # no trigger: only kept beside the networks
     params:
         recipe=lambda wildcards: experiment_of(wildcards).recipe,
         network=lambda wildcards: network_of(wildcards).model_dump_json(),
@@ -41,6 +42,7 @@ rule train_segmenter:
         "beco --log {log:q} train --manifest {input.manifest:q} --root {resources.root:q} --recipe {params.recipe}"
         " {params.inputs:q} --network {params.network:q} --settings {params.settings:q} --seed {wildcards.seed}"
         " --output {params.folder:q} --replace"
+        " --prediction {resources.prediction:q}"
         " --device {resources.device} --workers {resources.workers} --threads {resources.own}"
         " {resources.spread}"
 
@@ -72,6 +74,6 @@ rule predict:
     message:
         "Predicting with `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
     shell:
-        "beco --log {log:q} predict --manifest {input.manifest:q} --root {resources.root:q} --networks {input.networks:q}"
+        "beco --log {log:q} predict-split --manifest {input.manifest:q} --root {resources.root:q} --networks {input.networks:q}"
         " --settings {params.settings:q} --split {params.split} --output {output:q}"
         " --device {resources.device} --threads {threads}"

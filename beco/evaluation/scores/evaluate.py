@@ -51,7 +51,7 @@ def evaluate_predictions(
     def one(image_id: str) -> tuple[Counts, NearBorder]:
         path = predictions / f"{image_id}.png"
         if not path.is_file():
-            raise UserError(f"{path}: no such prediction; run `beco predict` on this split first")
+            raise UserError(f"{path}: no such prediction; run `beco predict-split` on this split first")
         prediction, truth = read_index_png(path), manifest.mask(image_id)
         if side:
             truth = squeezed(truth, side)

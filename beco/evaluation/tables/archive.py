@@ -43,7 +43,7 @@ def write_archive(
     """
     files = sorted(predictions.glob("*.png"))
     if not files:
-        raise UserError(f"{predictions}: holds no PNGs; run `beco predict` first")
+        raise UserError(f"{predictions}: holds no PNGs; run `beco predict-split` first")
     if manifest is not None:
         _check_ids(predictions, {path.stem for path in files}, manifest)
     folder = f"results/VOC2012/Segmentation/{challenge}_{image_set}_cls"
@@ -67,7 +67,7 @@ def _check_ids(predictions: Path, found: set[str], manifest: Manifest) -> None:
     if lacking := sorted(wanted - found):
         raise UserError(
             f"{predictions}: lacks {len(lacking)} of {len(wanted)} pictures of the split, such as {lacking[0]};"
-            " run `beco predict` on it again"
+            " run `beco predict-split` on it again"
         )
     if foreign := sorted(found - wanted):
         raise UserError(

@@ -1,0 +1,173 @@
+"""A trained network on any pictures: `beco predict`, which wants no manifest and no truth.
+
+The label maps are those of the workflow: the same networks, settings and code (`beco.stage2.predict`). Each picture is
+noted once its files are there (`beco.stage2.journal`), and a picture that was noted before is not predicted again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from beco.artifacts.files import file_hash, read_json, write_csv
+from beco.config import Prediction
+from beco.datasets.loose import Bad, Loose, find, measure
+from beco.datasets.manifest import MOST_LINES, Manifest, refuse
+from beco.errors import UserError
+from beco.stage2 import journal
+from beco.stage2.outputs import Counts, More, Outputs
+from beco.stage2.predict import chosen_networks, predict_all
+from beco.stage2.train import Trained
+from beco.training.trainer import Compute, choose_device
+
+log = logging.getLogger("beco")
+
+NETWORKS = "networks.safetensors"
+SHARES, SKIPPED = "shares.csv", "skipped.csv"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may choose beside the settings."""
+
+    more: More = field(default_factory=More)
+    refuse_bad: bool = False
+    """Stop before anything is written if a picture cannot be read; otherwise it is left out and told."""
+    replace: bool = False
+    """Drop what other networks or settings have left in the output."""
+
+
+def networks_file(path: Path) -> Path:
+    """The file of networks that a path means: itself, or the one in a run's folder. UserError if there is none."""
+    if not path.is_dir():
+        return path
+    if (path / NETWORKS).is_file():
+        return path / NETWORKS
+    below = sorted(
+        found.parent for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for found in path.glob(f"{depth}/{NETWORKS}")
+    )
+    mend = f"did you mean {below[0]}?" if below else "name a run's folder, such as results/…/seed0, or the file itself"
+    raise UserError(f"{path}: holds no {NETWORKS}; {mend}")
+
+
+def settings_of(trained: Trained, path: Path) -> Prediction:
+    """How a file's networks are meant to predict; of a file that does not say, the defaults, with a warning."""
+    if trained.prediction is None:
+        log.warning("%s: does not say how it is to predict; the defaults are taken, see --settings", path)
+        return Prediction()
+    beside = path.with_name("metrics.json")
+    if path.name == NETWORKS and beside.is_file():
+        measured = read_json(beside).get("protocol", {})
+        own = trained.prediction.model_dump(mode="json")
+        other = [key for key in own if key in measured and measured[key] != own[key] and key != "batch_size"]
+        if other:
+            log.warning(
+                "%s: was measured with another %s than it was trained for; --settings gives others",
+                beside, ", ".join(other),
+            )  # fmt: skip
+    return trained.prediction
+
+
+def predict(
+    networks: Path,
+    inputs: Sequence[Path],
+    settings: Prediction,
+    trained: Trained,
+    compute: Compute,
+    output: Path,
+    choices: Choices,
+) -> None:
+    """Write a palette PNG per picture of `inputs`, folders or files, into `output`, named as the picture.
+
+    `trained` is what the file `networks` holds. Beside them come `shares.csv`, each class's share of each picture;
+    `skipped.csv`, if pictures cannot be read; and what `choices.more` asks for. Raises `UserError` as `loose.find` and
+    `Journal` do, if pictures are bad and `choices.refuse_bad`, and if none can be read.
+    """
+    torch.set_num_threads(compute.threads)
+    found = find(inputs, output, (journal.NAME,))
+    manifest, bad = measure(found, trained.classes, compute.threads, choices.refuse_bad)
+    if choices.refuse_bad:
+        refuse(bad.values(), f"{inputs[0]}")
+    by_id = {one.image_id: one for one in found if one.name not in bad}
+    planned = _planned(by_id, choices.more)
+    made_by = _made_by(networks, trained, settings)
+    with journal.Journal(output, made_by, [*planned, SHARES, SKIPPED], choices.replace) as noted:
+        files = {image_id: _files(one, output, choices.more) for image_id, one in by_id.items()}
+        left = [image_id for image_id, one in by_id.items() if not noted.has(one.name, files[image_id])]
+        if len(left) < len(by_id):
+            log.info("%s: %d pictures are there and kept", output, len(by_id) - len(left))
+
+        def done(image_id: str, counts: Counts) -> None:
+            facts = {"label": choices.more.files(image_id)["label"], **_facts(counts, manifest.size(image_id))}
+            noted.note(by_id[image_id].name, files[image_id], facts)
+
+        def skip(image_id: str, error: UserError) -> None:
+            if choices.refuse_bad:
+                raise error
+            bad[by_id[image_id].name] = str(error)
+
+        chosen = chosen_networks(trained, settings, choose_device(compute.device))
+        with Outputs(output, settings.crf, compute.threads, choices.more, done) as outputs:
+            predict_all(_part(manifest, left), chosen, settings, compute, outputs, skip)
+        there = {name: line for name, line in noted.lines.items() if (output / line["label"]).is_file()}
+        write_csv(_shares(there, trained.classes), output / SHARES)
+    _tell(output, found, bad)
+
+
+def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
+    """The files that pictures are going to have. UserError if two are the same one."""
+    first: dict[str, Loose] = {}
+    for image_id, one in by_id.items():
+        for name in more.files(image_id).values():
+            if (other := first.setdefault(name, one)) is not one:
+                raise UserError(f"{one.path} and {other.path}: files made of both would be called {name}; rename one")
+    return list(first)
+
+
+def _made_by(networks: Path, trained: Trained, settings: Prediction) -> dict[str, Any]:
+    protocol = settings.model_dump(mode="json", exclude={"batch_size"})
+    return {"networks": file_hash(networks), "classes": trained.classes, "prediction": protocol}
+
+
+def _files(one: Loose, output: Path, more: More) -> dict[str, Path]:
+    return {"picture": one.path, **{what: output / name for what, name in more.files(one.image_id).items()}}
+
+
+def _part(manifest: Manifest, ids: list[str]) -> Manifest:
+    return replace(manifest, table=manifest.table.loc[ids])
+
+
+def _facts(counts: Counts, size: tuple[int, int]) -> dict[str, Any]:
+    pixels = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return {"height": size[0], "width": size[1], "pixels": pixels}
+
+
+def _shares(lines: dict[str, journal.Line], classes: list[str]) -> pd.DataFrame:
+    """Of each picture, by name, the share of background and of each class, in [0, 1]."""
+    rows = []
+    for name, line in sorted(lines.items()):
+        counts = [line["pixels"].get(str(value), 0) for value in range(len(classes) + 1)]
+        rows.append([name, line["width"], line["height"], *(count / sum(counts) for count in counts)])
+    return pd.DataFrame(rows, columns=["image", "width", "height", "background", *classes])
+
+
+def _tell(output: Path, found: list[Loose], bad: Bad) -> None:
+    """Say what came of it, and list the pictures that cannot be read, in a file and here."""
+    if bad:
+        write_csv(pd.DataFrame(sorted(bad.items()), columns=["image", "reason"]), output / SKIPPED)
+        for reason in list(bad.values())[:MOST_LINES]:
+            log.warning("left out: %s", reason)
+    else:
+        (output / SKIPPED).unlink(missing_ok=True)
+    log.info("%s: %d pictures, each class's share in %s", output, len(found) - len(bad), SHARES)
+    if bad:
+        log.warning("%d pictures cannot be read and are left out; all are listed in %s", len(bad), output / SKIPPED)
+    if len(bad) == len(found):
+        raise UserError(f"{output}: none of {len(bad)} pictures could be read; see {SKIPPED}")
