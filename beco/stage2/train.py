@@ -23,6 +23,7 @@ from beco.stage2 import recipes
 from beco.stage2.validate import Validator
 from beco.training.augment import LabelledPictures
 from beco.training.engine import Compute, choose_device, describe, fit
+from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import mixed_seed
 
 
@@ -45,6 +46,7 @@ def train(
     Writes `networks.safetensors`, `training.json` and `history.csv` into `output`. With `settings.validate_every` the
     history has scores on `val_split`, and with `settings.choose: best` the networks of the best epoch are kept.
     """
+    network = network.model_copy(update={"encoder": settled(network.encoder)})
     pictures = manifest.split(split)
     reader = _checked_labels(pictures, labels)
     if classifier is not None and network.encoder.weights == "classifier":
@@ -79,7 +81,7 @@ def train(
     rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
     state = fit(
         recipes.make(recipe, networks, settings, len(manifest.classes)),
-        LabelledPictures(pictures, reader, *rule, mean=network.encoder.mean),
+        LabelledPictures(pictures, reader, *rule, mean=mean_and_std(network.encoder)[0]),
         settings.schedule,
         settings.optimiser,
         seed,

@@ -12,6 +12,7 @@ from beco.errors import UserError
 from beco.exchange.watch import source_token
 from beco.artifacts.files import hold
 from beco.interpreter import settle
+from beco.networks import packages
 from beco.project.preflight import preflight, refuse_results
 from beco.artifacts.sources import data_files, stage_hash
 from beco.schema.slots import RECIPES
@@ -154,12 +155,8 @@ def masks_in_training(wildcards):
 
 
 def weights_file(encoder):
-    """The weights file of an encoder, if it starts from one."""
-    return existing(
-        [encoder.weights]
-        if encoder.weights not in (None, "imagenet", "classifier")
-        else []
-    )
+    """The weights file of an encoder, if it starts from one, also one that an installed package ships."""
+    return existing([packages.weights_file(encoder)])
 
 
 def irn_start(wildcards):

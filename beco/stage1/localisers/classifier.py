@@ -21,6 +21,7 @@ from beco.training.augment import ClassifierPictures, Normalise, unit_range
 from beco.training.batches import size_batches
 from beco.training.colour import StrongColour
 from beco.training.engine import Compute, choose_device, fit
+from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import Draws, mixed_seed
 
 log = logging.getLogger("beco")
@@ -108,6 +109,7 @@ def train(
     What cannot be scored afterwards is told before: UserError for a split without pictures, a warning for classes
     without average precision (`unscored`).
     """
+    settings = settings.model_copy(update={"encoder": settled(settings.encoder)})
     pictures, held_out = manifest.split(train_split), manifest.split(val_split)
     if words := unscored(held_out):
         log.warning("%s", words)
@@ -120,7 +122,7 @@ def train(
     }
     state = fit(
         ClassifierTask(network, settings.colour),
-        ClassifierPictures(pictures, settings.crop, settings.encoder.mean),
+        ClassifierPictures(pictures, settings.crop, mean_and_std(settings.encoder)[0]),
         settings.schedule,
         settings.optimiser,
         settings.seed,
