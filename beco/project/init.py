@@ -172,14 +172,16 @@ def start(encoder: str | None, weights: str | None, on: Machine, small: bool, fr
 def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
     """The numbers of the configuration, by the names that the template `project.yaml.j2` has for them."""
     gpu, tiny = on.gpu_gib is not None, known.median <= TINY
-    looked_at, fed = _long_sides(known, gpu, begin.pretrained)
+    quick = begin.light and not gpu
+    looked_at, fed = _long_sides(known, gpu, begin)
     classifier_crop, crop = _crop(looked_at or known.median), _crop(fed or known.median)
     batch = _batch(16, known.train)
     segmenter_batch = _batch(16 if gpu or crop <= 96 else 8, known.train)
     most = 40_000 if gpu else 6_000
     least = {"classifier": 400, "segmenters": 800} if begin.pretrained else {"classifier": 1_200, "segmenters": 1_500}
-    if begin.light:
-        least = {"classifier": 100, "segmenters": 300}
+    passes = {"classifier": 20, "segmenters": 30}
+    if quick:  # a step takes about a second, and more of them were of no more use
+        least, passes = {"classifier": 100, "segmenters": 200}, {"classifier": 12, "segmenters": 15}
     return {
         "looked_at": looked_at,
         "fed": fed,
@@ -188,18 +190,20 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "batch": batch,
         "segmenter_batch": segmenter_batch,
         "accumulate": _accumulate(on, crop, segmenter_batch),
-        "classifier_steps": steps(known.train, batch, 20, least["classifier"], most),
-        "steps": steps(known.train, segmenter_batch, 30, least["segmenters"], most),
+        "classifier_steps": steps(known.train, batch, passes["classifier"], least["classifier"], most),
+        "steps": steps(known.train, segmenter_batch, passes["segmenters"], least["segmenters"], most),
         "least": least,
+        "passes": passes,
         "most_steps": most,
         "light": begin.light,
-        "precision": on.half if gpu or not begin.light else "32",
+        "precision": "32" if quick else on.half,
         "half": on.half,
         "gpu": gpu,
         "lr": 0.0002 if begin.light else 0.0001 if begin.pretrained else 0.002,
-        "segmenter_lr": 0.0002 if begin.pretrained else 0.002,
+        "segmenter_lr": 0.0005 if begin.light else 0.0002 if begin.pretrained else 0.002,
         "head": 10 if begin.pretrained else 1,
-        "cam_scales": _cam_scales(looked_at or known.median, begin.light and not gpu),
+        "segmenter_head": 4 if begin.light else 10 if begin.pretrained else 1,
+        "cam_scales": _cam_scales(looked_at or known.median, quick),
         # constants that go with the class maps of each encoder until thresholds are found picture by picture
         "thresholds": (0.45, 0.55, 0.40) if begin.light else (0.2, 0.3, 0.15 if tiny else 0.05),
         "tiny": tiny,
@@ -221,16 +225,16 @@ def steps(pictures: int, batch: int, passes: int, least: int, most: int) -> int:
     return min(max(wanted, least), most)
 
 
-def _long_sides(known: Facts, gpu: bool, pretrained: bool) -> tuple[int | None, int | None]:
+def _long_sides(known: Facts, gpu: bool, begin: Start) -> tuple[int | None, int | None]:
     """Long side that the classifier and its CAMs look at, and that the segmenter is fed; None: the picture's own."""
     limits = {
         (True, True): (512, 512),
         (True, False): (256, 256),
-        (False, True): (320, 192),
+        (False, True): (320, 288 if begin.light else 192),
         (False, False): (128, 128),
     }
     first, second = (
-        None if known.largest <= limit else min(limit, _up(known.median)) for limit in limits[gpu, pretrained]
+        None if known.largest <= limit else min(limit, _up(known.median)) for limit in limits[gpu, begin.pretrained]
     )
     return first, second
 
