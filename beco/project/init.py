@@ -174,19 +174,21 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
     gpu, tiny = on.gpu_gib is not None, known.median <= TINY
     quick = begin.light and not gpu
     looked_at, fed = _long_sides(known, gpu, begin)
-    classifier_crop, crop = _crop(looked_at or known.median), _crop(fed or known.median)
+    half = quick and not tiny  # twice the steps in the time did more than larger crops
+    classifier_crop, crop = _crop(looked_at or known.median), _crop(fed or known.median, 0.5 if half else 0.75)
     batch = _batch(16, known.train)
     segmenter_batch = _batch(16 if gpu or crop <= 96 else 8, known.train)
     most = 40_000 if gpu else 6_000
     least = {"classifier": 400, "segmenters": 800} if begin.pretrained else {"classifier": 1_200, "segmenters": 1_500}
     passes = {"classifier": 20, "segmenters": 30}
     if quick:  # a step takes about a second, and more of them were of no more use
-        least, passes = {"classifier": 100, "segmenters": 200}, {"classifier": 12, "segmenters": 15}
+        least, passes = {"classifier": 100, "segmenters": 300}, {"classifier": 12, "segmenters": 15}
     return {
         "looked_at": looked_at,
         "fed": fed,
         "classifier_crop": classifier_crop,
         "crop": crop,
+        "half_crop": half,
         "batch": batch,
         "segmenter_batch": segmenter_batch,
         "accumulate": _accumulate(on, crop, segmenter_batch),
@@ -203,9 +205,9 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "segmenter_lr": 0.0005 if begin.light else 0.0002 if begin.pretrained else 0.002,
         "head": 10 if begin.pretrained else 1,
         "segmenter_head": 4 if begin.light else 10 if begin.pretrained else 1,
-        "cam_scales": _cam_scales(looked_at or known.median, quick),
+        "cam_scales": [1.0, 1.5, 2.0] if (looked_at or known.median) <= TINY else [0.5, 1.0, 1.5, 2.0],
         # constants that go with the class maps of each encoder until thresholds are found picture by picture
-        "thresholds": (0.45, 0.55, 0.40) if begin.light else (0.2, 0.3, 0.15 if tiny else 0.05),
+        "thresholds": (0.6, 0.7, 0.5) if begin.light else (0.2, 0.3, 0.15 if tiny else 0.05),
         "tiny": tiny,
         "atrous_rates": [1, 2, 3] if crop <= 96 else [2, 4, 6] if crop <= 256 else [6, 12, 18],
         "decoder_channels": 256 if gpu and begin.pretrained else 128 if begin.pretrained else 64,
@@ -230,7 +232,7 @@ def _long_sides(known: Facts, gpu: bool, begin: Start) -> tuple[int | None, int 
     limits = {
         (True, True): (512, 512),
         (True, False): (256, 256),
-        (False, True): (320, 288 if begin.light else 192),
+        (False, True): (320, 320 if begin.light else 192),
         (False, False): (128, 128),
     }
     first, second = (
@@ -244,15 +246,9 @@ def _up(side: float) -> int:
     return max(math.ceil(side / 32) * 32, 32)
 
 
-def _cam_scales(side: int, quick: bool) -> list[float]:
-    if side <= TINY:
-        return [1.0, 1.5, 2.0]
-    return [0.5, 1.0, 1.5] if quick else [0.5, 1.0, 1.5, 2.0]
-
-
-def _crop(side: int) -> int:
+def _crop(side: int, share: float = 0.75) -> int:
     """Side of the crop: three quarters of the long side keep objects about as large as they are at inference."""
-    return _up(0.75 * side)
+    return _up(share * side)
 
 
 def _batch(wanted: int, pictures: int) -> int:

@@ -126,9 +126,9 @@ def test_known_cases() -> None:
     assert (shapes["looked_at"], shapes["fed"], shapes["classifier_crop"], shapes["crop"]) == (None, None, 64, 64)
     assert (shapes["classifier_steps"], shapes["steps"]) == (1200, 1500)
     light, on_gpu = (project.choose(PHOTOS, on, LIGHT) for on in (CPU, GPU))
-    assert (light["precision"], light["cam_scales"][-1]) == ("32", 1.5) and light["thresholds"] == (0.45, 0.55, 0.4)
-    assert (light["fed"], light["crop"], light["classifier_steps"], light["steps"]) == (288, 224, 300, 600)
-    assert (on_gpu["precision"], on_gpu["cam_scales"][-1]) == ("bf16", 2.0)
+    assert light["precision"] == "32" and light["thresholds"] == (0.6, 0.7, 0.5)
+    assert (light["fed"], light["crop"], light["classifier_steps"], light["steps"]) == (320, 160, 300, 600)
+    assert (on_gpu["precision"], on_gpu["crop"]) == ("bf16", 384)
     assert photos["thresholds"] == (0.2, 0.3, 0.05) and photos["precision"] == "bf16"
     assert project.choose(PHOTOS, GPU, TRAINED)["fed"] == 512 and project.choose(PHOTOS, GPU, SCRATCH)["fed"] == 256
 
