@@ -37,7 +37,7 @@ nightly: $(BIN)/.installed-dev   ## dozens of kills at random moments and Slurm'
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock" pyproject.toml
 lock: .uv-there      ## after a change of the dependencies in pyproject.toml; UPGRADE=--upgrade for newer versions
-	$(UV) $(COMPILE) $(UPGRADE) --extra build --extra workflow -o requirements.lock
+	$(UV) $(COMPILE) $(UPGRADE) --extra build --extra weights --extra workflow -o requirements.lock
 	$(UV) $(COMPILE) --extra dev --constraint requirements.lock -o requirements-dev.lock
 
 $(BIN)/.installed: requirements.lock pyproject.toml | .uv-there

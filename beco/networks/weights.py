@@ -8,7 +8,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from beco.artifacts.files import unreadable
 from beco.artifacts.firstbytes import told
 from beco.errors import UserError
+from beco.networks.names import HEAD_PREFIXES, State, in_timms_names, plain
 
 log = logging.getLogger("beco")
-
-State = dict[str, Tensor]
 
 # Where training programs keep the network's table within their own, the one to be taken first.
 TABLES = (
@@ -37,18 +35,6 @@ PICKLE, PROTOCOLS = b"\x80", (b"\x02", b"\x03", b"\x04", b"\x05")
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """How a file of torch.save began before it was an archive."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-# A classification head that a weights file brings along and a backbone has no use for.
-HEAD_PREFIXES = (
-    *("fc.", "classifier.", "head.", "conv_head.", "bn2.", "last_linear.", "norm."),
-    *("projection_head.", "prototypes."),  # SwAV's
-)
-# What training programs put before the names of a backbone, one or several in a row.
-WRAPPERS = ("module.", "model.", "network.", "net.", "backbone.", "encoder.", "encoder_q.", "teacher.")
-COMPILED = "_orig_mod."  # what torch.compile puts before the names of whatever part was compiled
-# A deep stem is one sequence of three convolutions in mmcls and mmsegmentation; timm ends it after the third
-# convolution and gives the last normalisation a name of its own.
-MMCLS_STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 
 
 def read_weights(path: Path) -> State:
@@ -199,18 +185,18 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
 def load_weights(backbone: nn.Module, state: State, source: str) -> None:
     """Load `state` whole, in place: every parameter and statistic of the backbone must be there, with its shape.
 
-    Names may carry `WRAPPERS`, lack timm's dots (`stages.0` is `stages_0` in its feature extractors), or be those of
-    mmcls's ResNets; classification heads are passed over. `source` names the file in the UserError if anything is
-    missing, too many or of another shape.
+    Names may carry wrappers, lack timm's dots, or be those of other programs (see `beco.networks.names`);
+    classification heads are passed over. `source` names the file in the UserError if anything is missing, too many or
+    of another shape.
     """
     own = backbone.state_dict()
-    state = _in_timms_names(_unwrapped(state, own), own)
-    given = {_plain(key): value for key, value in state.items()}
+    state = in_timms_names(state, backbone)
+    given = {plain(key): value for key, value in state.items()}
     if len(given) != len(state):
         raise UserError(f"{source}: two of its tensors have names that differ by dots alone; rename them")
     chosen, missing, misfit = {}, [], []
     for key, present in own.items():
-        value = given.pop(_plain(key), None)
+        value = given.pop(plain(key), None)
         if value is None and key.endswith("num_batches_tracked"):
             value = present
         if value is None:
@@ -226,7 +212,7 @@ def load_weights(backbone: nn.Module, state: State, source: str) -> None:
         )
     if misfit:
         raise UserError(f"{source}: does not fit the encoder ({misfit[0]}); check encoder.name and encoder.options")
-    heads = tuple(_plain(prefix) for prefix in HEAD_PREFIXES)
+    heads = tuple(plain(prefix) for prefix in HEAD_PREFIXES)
     surplus = [key for key in given if not key.startswith(heads)]
     if surplus:
         raise UserError(
@@ -234,46 +220,6 @@ def load_weights(backbone: nn.Module, state: State, source: str) -> None:
             "check encoder.name and encoder.drop"
         )
     backbone.load_state_dict(as_present(chosen, own, source))
-
-
-def _plain(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _unwrapped(state: State, own: State) -> State:
-    """The part of `state` behind those wrappers that make most names the backbone's; the rest belongs to heads."""
-    names = {_plain(key) for key in own}
-    state = {key.replace(COMPILED, ""): value for key, value in state.items()}
-    return max(_views(state), key=lambda view: sum(_plain(key) in names for key in view))
-
-
-def _views(state: State) -> Iterator[State]:
-    """`state` itself, and what lies behind every chain of wrappers in it."""
-    yield state
-    for wrapper in WRAPPERS:
-        inner = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
-        if inner:
-            yield from _views(inner)
-
-
-def _in_timms_names(state: State, own: State) -> State:
-    """`state` with the names of mmcls's ResNets (V1c, V1d) changed to timm's; any other state as it is.
-
-    Besides the stem they differ in the shortcuts: timm keeps a place for the pooling even where it does nothing (in
-    the first stage), so that the convolution is `downsample.1` there too and not `downsample.0`.
-    """
-    deep_stem = "conv1.6.weight" in own and "conv1.6.weight" not in state
-    renamed = {}
-    for key, value in state.items():
-        name = key
-        if deep_stem and (match := re.fullmatch(r"stem\.(\d)\.(\w+)", key)) and match[1] in MMCLS_STEM:
-            name = f"{MMCLS_STEM[match[1]]}.{match[2]}"
-        elif match := re.fullmatch(r"(.+\.downsample)\.([01])\.(\w+)", key):
-            shortcut = match[1]
-            if f"{shortcut}.0.weight" in state and f"{shortcut}.0.weight" not in own and f"{shortcut}.2.weight" in own:
-                name = f"{shortcut}.{int(match[2]) + 1}.{match[3]}"
-        renamed[name] = value
-    return renamed
 
 
 def one_line(error: object) -> str:

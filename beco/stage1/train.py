@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from beco.training.batches import size_batches
 from beco.training.checkpoint import State
 from beco.training.colour import StrongColour
 from beco.training.engine import Output, Plan, fit
+from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import Draws, mixed_seed
 from beco.training.trainer import Compute, choose_device
 
@@ -98,7 +100,8 @@ def train(
     What cannot be scored afterwards is told before: UserError for a split without pictures, a warning for classes
     without average precision (`unscored`).
     """
-    settings = wanted.settings
+    settings = wanted.settings.model_copy(update={"encoder": settled(wanted.settings.encoder)})
+    wanted = replace_in(wanted, settings=settings)
     if words := unscored(held_out):
         log.warning("%s", words)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
@@ -108,7 +111,7 @@ def train(
     if LOCALISERS.fact(wanted.method, "TRAINS"):
         state = fit(
             LocaliserTask(network, settings.colour),
-            network.pictures(pictures, settings.crop, settings.encoder.mean, wanted.inputs),
+            network.pictures(pictures, settings.crop, mean_and_std(settings.encoder)[0], wanted.inputs),
             Plan(settings.schedule, settings.optimiser, settings.seed),
             Output(output, identity, "classifier", replace),
             compute,

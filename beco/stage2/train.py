@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from beco.stage2 import recipes
 from beco.stage2.validate import Validator
 from beco.training.augment import LabelledPictures
 from beco.training.engine import Output, Plan, fit
+from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import mixed_seed
 from beco.training.trainer import Compute, choose_device, describe
 
@@ -69,7 +71,9 @@ def train(
     history has scores on `held_out`, which may else be None, and with `settings.choose: best` the networks of the best
     epoch are kept.
     """
-    settings, network, recipe, seed = wanted.settings, wanted.network, wanted.recipe, wanted.seed
+    network = wanted.network.model_copy(update={"encoder": settled(wanted.network.encoder)})
+    wanted = replace_in(wanted, network=network)
+    settings, recipe, seed = wanted.settings, wanted.recipe, wanted.seed
     reader = _checked_labels(pictures, wanted.labels)
     if wanted.classifier is not None and network.encoder.weights == "classifier":
         encoders.load_network(wanted.classifier, "classifier", pictures.classes)  # before anything is built
@@ -99,7 +103,7 @@ def train(
     rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
     state = fit(
         recipes.make(recipe, networks, settings, len(pictures.classes)),
-        LabelledPictures(pictures, reader, *rule, mean=network.encoder.mean),
+        LabelledPictures(pictures, reader, *rule, mean=mean_and_std(network.encoder)[0]),
         Plan(settings.schedule, settings.optimiser, seed),
         Output(output, identity, f"{recipe} seed {seed}", replace),
         compute,

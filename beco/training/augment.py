@@ -14,7 +14,8 @@ from beco.artifacts.pseudolabels import PseudoLabels
 from beco.config import Crop, Encoder
 from beco.datasets.belonging import check_label
 from beco.datasets.manifest import IGNORE, Manifest
-from beco.training.crops import IMAGENET_MEAN, weak_transform
+from beco.training.crops import weak_transform
+from beco.training.pixels import IMAGENET_MEAN, mean_and_std
 
 KEEP_BYTES = 2**28  # a loader keeps decoded pictures and labels of a split up to this size
 
@@ -103,8 +104,9 @@ class Normalise(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1), persistent=False)
+        mean, std = mean_and_std(encoder)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

@@ -13,8 +13,7 @@ from torchvision.transforms import v2
 
 from beco.config import Crop
 from beco.datasets.manifest import IGNORE
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
+from beco.training.pixels import IMAGENET_MEAN
 
 
 def weak_transform(crop: Crop, mean: Sequence[float] = IMAGENET_MEAN) -> v2.Transform:

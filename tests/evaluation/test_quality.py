@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,23 @@ def test_the_share_asked_for_beside_the_share_obtained(
     )
     with pytest.raises(UserError, match=r"--fraction: .*steps of 0.05; take 0.3 or 0.35"):
         evaluate_labels(drawn, tmp_path / "tie.h5", tmp_path / "out", 0.333)
+
+
+def test_without_masks_the_spread_of_the_labels_warns(
+    drawn: Manifest, cams: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blind = Manifest(drawn.root, drawn.table.assign(mask=""), drawn.classes)
+    logging.getLogger("beco").propagate = True
+    found = {}
+    for name, background in (("low", 0.0), ("high", 1.0), ("right", 0.4)):
+        caplog.clear()
+        stage.make(drawn, cams, Labels(refine="none", background=background), "1-of-1", tmp_path / f"{name}.h5")
+        metrics = evaluate_labels(blind, tmp_path / f"{name}.h5", tmp_path / name)
+        assert metrics["miou"] is None
+        found[name] = metrics["spread"]["background"], "flood" in caplog.text, "are missed" in caplog.text
+    assert found["low"][1:] == (True, False) and found["high"][1:] == (False, True)
+    assert found["right"][1:] == (False, False)
+    assert found["low"][0] < found["right"][0] < found["high"][0] == 1
 
 
 def test_a_threshold_instead_of_a_fraction(drawn: Manifest, cams: Path, tmp_path: Path) -> None:

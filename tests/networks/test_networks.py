@@ -174,7 +174,7 @@ def test_logits_have_the_size_of_the_pictures(architecture: str, stride: int, si
         assert found.decoder(deepest).shape == (1, 6, 64 // expected, 96 // expected)
         # as if the picture went on in the mean colour, to the next multiple of the stride
         height, width = (math.ceil(side / stride) * stride for side in sides)
-        framed = torch.tensor(settings.encoder.mean).view(1, 3, 1, 1).repeat(2, 1, height, width)
+        framed = found.normalise.mean.repeat(2, 1, height, width)
         framed[..., : sides[0], : sides[1]] = images
         assert torch.allclose(found(framed)[..., : sides[0], : sides[1]], logits, atol=1e-5)
         assert torch.allclose(found(images[1:]), logits[1:], atol=1e-5)

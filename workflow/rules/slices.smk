@@ -2,12 +2,8 @@
 
 
 def weights_file(encoder):
-    """The weights file of an encoder, if it starts from one."""
-    return existing(
-        [encoder.weights]
-        if encoder.weights not in (None, "imagenet", "classifier")
-        else []
-    )
+    """The weights file of an encoder, if it starts from one, also one that an installed package ships."""
+    return existing([packages.weights_file(encoder)])
 
 
 def classifier(source):

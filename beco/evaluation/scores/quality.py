@@ -20,6 +20,7 @@ from beco.artifacts.pseudolabels import MARGINS, UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_label, open_labels
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.evaluation.scores import spread
 from beco.evaluation.scores.borders import BORDER_BINS, NearBorder, border_distance, near_border
 from beco.evaluation.scores.evaluate import write_result
 from beco.evaluation.scores.metrics import VOID, Counts, Scorer, count
@@ -189,20 +190,23 @@ def evaluate_labels(
     and the one `obtained` of the pixels with an opinion, of all, those labelled background, and as objects; where these
     differ by more than a point, a warning says so. Over the pixels that have an opinion and a truth: `accuracy_inside`
     and `accuracy_outside` the mask, `confidence` with its `auroc` and accuracy by bins, and `border_trust`, error rates
-    by distance to the border inside and outside the mask. `apart` names lists of pictures whose mIoU is given once more
-    for them alone (VOC: train within train_aug).
+    by distance to the border inside and outside the mask. `spread` says how much of the pictures that show a class is
+    background (`beco.evaluation.scores.spread`), and what no photographs have is warned of. `apart` names lists of
+    pictures whose mIoU is given once more for them alone (VOC: train within train_aug).
     """
     if words := not_kept(fraction if threshold is None else None, threshold):
         raise UserError(f"{'--fraction' if threshold is None else '--threshold'}: {words}")
     source = open_labels(labels, manifest)
     size = len(manifest.classes) + 1
     total, border, trust = Scorer(size), NearBorder.nothing(size), Trust.nothing()
+    spreads = np.zeros(5, dtype=np.int64)
     lists = {name: (set(ids), Scorer(size)) for name, ids in (apart or {}).items()}
     rule = {"reliable_fraction": fraction} if threshold is None else {"reliable_threshold": threshold}
     work = partial(_one, manifest, set(manifest.with_masks().ids), source, (fraction, threshold))
     each = in_order(work, manifest.ids, threads, "evaluate labels")
-    for image_id, (one, measured) in zip(manifest.ids, each, strict=True):
+    for image_id, (one, own_spread, measured) in zip(manifest.ids, each, strict=True):
         trust.add(one)
+        spreads += own_spread
         if measured:
             counts, near = measured
             total.merge(image_id, counts)
@@ -215,8 +219,12 @@ def evaluate_labels(
     trusted["reliable"]["asked"] = fraction if threshold is None else None
     if words := not_as_asked(trusted["reliable"]):
         log.warning("%s: %s", labels, words)
+    found = spread.result(spreads)
+    for words in spread.warnings(found):
+        log.warning("%s: %s", labels, words)
     extra = {
         **trusted,
+        "spread": found,
         "apart": {name: {key: scorer.result()[key] for key in APART} for name, (_, scorer) in lists.items()},
     }
     return write_result(manifest, total, border, rule, extra, output)
@@ -228,15 +236,16 @@ def _one(
     source: PseudoLabels,
     rule: tuple[float, float | None],
     image_id: str,
-) -> tuple[Trust, tuple[Counts, NearBorder] | None]:
+) -> tuple[Trust, np.ndarray, tuple[Counts, NearBorder] | None]:
     pseudo = source.picture(image_id)
     label, reliable = pseudo.label, pseudo.reliable(*rule)
     check_label(source.store.path, image_id, label, manifest)
+    own_spread = spread.spread_of(label, bool(manifest.present(image_id)))
     if image_id not in masks:
-        return trust_of(label, pseudo.level, reliable, None), None
+        return trust_of(label, pseudo.level, reliable, None), own_spread, None
     truth = manifest.mask(image_id)
     classes = len(manifest.classes) + 1
     counts = count(label, truth, classes, image_id)
     distance = border_distance(truth)
     trust = trust_of(label, pseudo.level, reliable, truth, distance)
-    return trust, (counts, near_border(label, truth, classes, distance))
+    return trust, own_spread, (counts, near_border(label, truth, classes, distance))

@@ -19,6 +19,7 @@ from beco.stage1.refine.irn_pairs import losses, pixel_pairs
 from beco.training.augment import LabelledPictures, unit_range
 from beco.training.batches import size_batches
 from beco.training.engine import Output, Plan, fit
+from beco.training.pixels import mean_and_std
 from beco.training.sampling import Draws, mixed_seed
 from beco.training.trainer import Compute, choose_device
 
@@ -87,7 +88,7 @@ def train(
     }
     state = fit(
         IrnTask(network, settings.radius),
-        LabelledPictures(manifest, pairs, 1.0, settings.crop, mean=irn.encoder_of(metadata).mean),
+        LabelledPictures(manifest, pairs, 1.0, settings.crop, mean=mean_and_std(irn.encoder_of(metadata))[0]),
         Plan(settings.schedule, settings.optimiser, settings.seed),
         Output(output, identity, "irn", replace),
         compute,
