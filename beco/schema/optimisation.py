@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from beco.schema.base import Count, Fraction, Positive, Section
 
@@ -46,13 +46,18 @@ class SegmenterOptimiser(Optimiser):
     min_lr: Annotated[float, Field(ge=0)] = Field(1e-5, description="floor of the schedule")
 
 
+def _as_text(value: object) -> object:
+    """The number 32, which YAML makes of it without quotes, as what it says."""
+    return "32" if value == 32 and not isinstance(value, bool) else value
+
+
 class Schedule(Section):
     """How long to train, and how often to save."""
 
     epochs: Count | None = Field(None, description="passes over the training split; give this or `steps`")
     steps: Count | None = Field(None, description="optimiser steps; give this or `epochs`")
     batch_size: Annotated[int, Field(ge=2)] = Field(16, description="pictures a step; even where pairs are mixed")
-    precision: Literal["32", "bf16", "fp16"] = Field(
+    precision: Annotated[Literal["32", "bf16", "fp16"], BeforeValidator(_as_text)] = Field(
         "32", description="autocast precision of the networks; fp16 needs a GPU and scales the loss"
     )
     accumulate: Count = Field(

@@ -393,3 +393,8 @@ def test_configurations_in_utf16(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "c.yaml").write_bytes("{format: voc}\n".encode(encoding))
     with pytest.raises(UserError, match=r"c\.yaml: not text in UTF-8 \(it looks like UTF-16\)"):
         read_settings(Dataset, str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("written", ["32", 32])
+def test_full_precision_needs_no_quotes(written: object) -> None:
+    assert validate_config(changed("training.schedule.precision", written)).training.schedule.precision == "32"
