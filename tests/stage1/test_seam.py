@@ -260,7 +260,7 @@ def test_maps_of_views_of_different_sizes_lie_upon_each_other() -> None:
     [(TINY, 16), (TINY, 32), (MIT, 32), ({"name": "convnext_atto", "options": {"dims": [8, 8, 16, 16]}}, 32)],
     ids=["stride 16", "stride 32", "mit", "convnext"],
 )
-@pytest.mark.parametrize("method", ["seam"])
+@pytest.mark.parametrize("method", ["seam", "ppc"])
 def test_any_encoder_with_three_maps(method: str, encoder: dict[str, Any], stride: int) -> None:
     made = network(method, encoder=encoder, output_stride=stride)
     found = losses(made)
