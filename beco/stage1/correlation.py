@@ -6,16 +6,15 @@ section 3.3.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 SMALL = 1e-5
-AFFINITIES = 2**25
-"""Entries of the affinity matrix that are in memory at once: 128 MiB of float32."""
+AFFINITIES = 2**24
+"""Entries of the affinity matrix that are worked on at once: 64 MiB of float32."""
 
 
 class View(NamedTuple):
@@ -65,17 +64,35 @@ def correlated(planes: Tensor, features: Tensor, most: int = AFFINITIES) -> Tens
     """Planes (B, C, n) and features of length 1 (B, D, n) -> planes: at each pixel the mean over all pixels, weighted
     by the cosine with it where that is positive; (B, C, n).
 
-    The weights are n × n. No more than about `most` of them are in memory at once: so many columns are worked on
-    at a time, and what their backward pass needs is computed again there.
+    The weights are n × n. About `most` of them are worked on at once, so many columns; none are kept for the backward
+    pass, which computes them again. The gradient is that of the features; `planes` have none.
     """
     wide = max(most // (features.shape[0] * features.shape[2]), 1)
-    chunks = features.split(wide, dim=2)
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        return torch.cat([_columns(planes, features, chunk) for chunk in chunks], 2)
-    pieces = [
-        checkpoint(_columns, planes, features, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks
-    ]
-    return torch.cat(pieces, 2)
+    if wide >= features.shape[2]:
+        return _columns(planes, features, features)
+    found: Tensor = _InPieces.apply(planes, features, wide)
+    return found
+
+
+class _InPieces(torch.autograd.Function):
+    """`correlated` by `wide` columns at a time. (torch's own checkpoint would do, but first imports its compiler.)"""
+
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, features: Tensor, wide: int) -> Tensor:
+        ctx.save_for_backward(planes, features)
+        ctx.wide = wide
+        return torch.cat([_columns(planes, features, chunk) for chunk in features.split(wide, dim=2)], 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        planes, features = ctx.saved_tensors
+        total = torch.zeros_like(features)
+        for start, gradient in enumerate(gradients[0].split(ctx.wide, dim=2)):
+            with torch.enable_grad():
+                leaf = features.detach().requires_grad_()
+                chunk = leaf[:, :, start * ctx.wide : (start + 1) * ctx.wide]
+                total += torch.autograd.grad(_columns(planes, leaf, chunk), leaf, gradient)[0]
+        return None, total, None
 
 
 def _columns(planes: Tensor, features: Tensor, chunk: Tensor) -> Tensor:
