@@ -110,10 +110,13 @@ RECIPES = Slot("recipe", "beco.stage2.recipes", {"NETWORKS": 1, "PAIRS": False, 
 UNUSED: beginnings of settings, such as `training.mix`, that it does not look at."""
 
 LOCALISERS = Slot(
-    "localiser", "beco.stage1.localisers", {"OPTIONS": {}, "INPUTS": (), "MAP_INPUTS": (), "TRAINS": True}
+    "localiser",
+    "beco.stage1.localisers",
+    {"OPTIONS": {}, "EXTENDS": None, "INPUTS": (), "MAP_INPUTS": (), "TRAINS": True},
 )
 """How stage one comes from image-level labels to score maps. OPTIONS: the settings of its own, see
-`beco.schema.stage1.options_of`. INPUTS: what its training wants besides pictures and their labels, of `Source.inputs`;
-MAP_INPUTS: what of it the inference of its maps wants again. TRAINS: false where nothing is learnt before the maps."""
+`beco.schema.stage1.options_of`. EXTENDS: the localiser whose OPTIONS it has, too. INPUTS: what its training wants
+besides pictures and their labels, of `Source.inputs`; MAP_INPUTS: what of it the inference of its maps wants again.
+TRAINS: false where nothing is learnt before the maps."""
 
 SLOTS = (LOCALISERS, RECIPES)

@@ -112,10 +112,12 @@ def options_of(method: str) -> type[Section]:
     """The settings of a localiser's own as a section, from the OPTIONS of its file.
 
     Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le` or its `choices`.
-    Its type is the default's.
+    Its type is the default's. Those of the localiser that the file EXTENDS come first, unless it has its own.
     """
     fields: dict[str, Any] = {}
-    for name, facts in LOCALISERS.fact(method, "OPTIONS").items():
+    extended = LOCALISERS.fact(method, "EXTENDS")
+    inherited = LOCALISERS.fact(extended, "OPTIONS") if extended else {}
+    for name, facts in {**inherited, **LOCALISERS.fact(method, "OPTIONS")}.items():
         kind = Literal[tuple(facts["choices"])] if "choices" in facts else type(facts["default"])
         fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key != "choices"}))
     return create_model(f"Options of {method}", __base__=Section, **fields)

@@ -160,7 +160,7 @@ def test_the_defaults_are_the_published_values() -> None:
         ("cam.scales", [], ["cam.scales", "at least 1 item"]),
         ("cam.scales", [1.0, -0.5], ["cam.scales.1", "greater than 0", "-0.5"]),
         ("experiments.one.seeds", [0, -1], ["experiments.one.seeds.1", "-1"]),
-        ("networks.default.output_stride", 12, ["networks.default.output_stride", "8, 16 or 32", "12"]),
+        ("networks.default.output_stride", 12, ["networks.default.output_stride", "8, 14, 16 or 32", "12"]),
         ("experiments.one.recipe", "becco", ["experiments.one.recipe", "`becco`", "`beco`"]),
         ("networks.default.atrous_rates", [0, 2], ["networks.default.atrous_rates"]),
         ("training.schedule.epochs", 1.5, ["training.schedule.epochs", "1.5"]),
