@@ -125,6 +125,10 @@ def test_maps_are_of_the_product_of_both_weights() -> None:
     found = net.view(batch["image"], batch["target"])
     torch.testing.assert_close(found[:, 2], 3 * cam[:, 2])
     torch.testing.assert_close(found[:, 1], (-net.maps(batch["image"])[:, 1]).relu())
+    first, second = (network(maps=which) for which in ("first", "second"))
+    torch.testing.assert_close(first.view(batch["image"], batch["target"]), first.maps(batch["image"]).relu())
+    second.second.weight.copy_(second.head.weight.flatten(1))
+    torch.testing.assert_close(second.view(batch["image"], batch["target"]), second.maps(batch["image"]).relu())
 
 
 def test_a_batch_in_parts_has_the_loss_of_the_whole() -> None:

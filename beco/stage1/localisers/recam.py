@@ -27,7 +27,13 @@ from beco.training.sampling import Draws
 
 INPUTS = ("start",)
 OPTIONS = {
-    "weight": {"default": 1.0, "ge": 0, "description": "of the second classifier's loss (published for COCO: 0.1)"}
+    "weight": {"default": 1.0, "ge": 0, "description": "of the second classifier's loss (published for COCO: 0.1)"},
+    "maps": {
+        "default": "product",
+        "choices": ["product", "first", "second"],
+        "description": "whose weights make the maps: both classifiers' multiplied (published), or those of one alone. "
+        "A product is above 0 also where both are below, for features of other classes",
+    },
 }
 
 
@@ -74,8 +80,9 @@ class ReactivatedMaps(Localiser):
         return {"loss": first + self.options["weight"] * second, "first": first, "second": second}
 
     def view(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Maps by the product of both classifiers' weights, after the ReLU."""
-        weight = self.head.weight * self.second.weight[:, :, None, None]
+        """Maps by the weights that the option `maps` names, after the ReLU."""
+        first, second = self.head.weight, self.second.weight[:, :, None, None]
+        weight = {"first": first, "second": second, "product": first * second}[self.options["maps"]]
         return F.conv2d(self.backbone(self.normalise(images))[-1], weight).float().relu()
 
 
