@@ -1,4 +1,6 @@
-"""A coarse map on the cells of another grid; `beco.artifacts.grids` says where cells lie."""
+"""A coarse map on the cells of another grid, and labels on those of a coarser one; `beco.artifacts.grids` says where
+cells lie.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +33,15 @@ def _neighbours(
     position = np.clip(centres / side - 0.5, 0, cells - 1)
     low = np.floor(position).astype(np.int64)
     return low, np.minimum(low + 1, cells - 1), position - low
+
+
+def picked(label: Tensor, size: tuple[int, int], sides: tuple[float, float]) -> Tensor:
+    """Labels (…, H, W) -> (…, *size): of each cell, `sides` pixels high and wide, the pixel at its centre.
+
+    The first cell begins in the corner; of cells whose centres lie beyond the picture it is the last pixel.
+    """
+    rows, columns = (
+        ((torch.arange(cells, device=label.device) + 0.5) * side).long().clamp(max=pixels - 1)
+        for cells, side, pixels in zip(size, sides, label.shape[-2:], strict=True)
+    )
+    return label[..., rows, :][..., columns]

@@ -106,6 +106,8 @@ def train(
         log.warning("%s", words)
     torch.manual_seed(mixed_seed(settings.seed, 0, 4))
     network = build(wanted.method, settings, len(pictures.classes), wanted.options)
+    if wanted.inputs.start:
+        encoders.load_network(wanted.inputs.start, "classifier", pictures.classes)  # refuses one of other classes
     network.begin(wanted.inputs)
     identity = wanted.identity() | {"manifest": pictures.table.to_csv()}
     if LOCALISERS.fact(wanted.method, "TRAINS"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import localiser_inputs
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,10 @@ def wanted(name: str, steps: int = 4, **options: Any) -> train.Wanted:
 
 
 def trained(pictures: manifests.Manifest, given: train.Wanted, output: Path) -> dict[str, torch.Tensor]:
+    """The network's tensors; what the method wants besides pictures is made beside the output, the same each time."""
+    folder = output.with_name(f"{output.name}-inputs")
+    inputs = localiser_inputs.made(given.method, pictures.split("train"), given.settings, folder)
+    given = dataclasses.replace(given, inputs=inputs)
     train.train(pictures.split("train"), pictures.split("val"), given, Compute("cpu"), output, False)
     return load_network(output / "classifier.safetensors", "classifier")[0]
 
@@ -125,11 +131,13 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
 def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifests.Manifest, tmp_path: Path) -> None:
     """Random weights serve: every picture's own classes, in [0, 1], alike alone and among others."""
     chosen = pictures.split("train")
-    trained(pictures, wanted(name, steps=1), tmp_path)
+    given = wanted(name, steps=1)
+    trained(pictures, given, tmp_path)
+    inputs = localiser_inputs.made(name, chosen, given.settings, tmp_path / "again", "MAP_INPUTS")
     found = {}
     for batch, shard in ((1, "1-of-1"), (8, "1-of-2"), (8, "2-of-2")):
         settings, path = Cam(scales=[1, 0.5], batch_size=batch), tmp_path / f"{batch}.{shard}.h5"
-        views.infer(chosen, tmp_path / "classifier.safetensors", settings, Compute("cpu"), shard, path)
+        views.infer(chosen, tmp_path / "classifier.safetensors", settings, Compute("cpu"), shard, path, inputs)
         found[batch, shard] = Store(path)
     alone = found[1, "1-of-1"]
     assert alone.ids("cam") == chosen.ids
@@ -143,9 +151,10 @@ def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifest
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_configured_by_its_name(name: str) -> None:
+    given = {one: {"labels": "crf", "start": "first"}[one] for one in LOCALISERS.fact(name, "INPUTS")}
     config = validate_config(
         {
-            "sources": {"mine": {"method": name}},
+            "sources": {"first": {}, "mine": {"method": name, **given}},
             "labels": {"crf": {}},
             "networks": {"default": {}},
             "experiments": {"one": {"recipe": "single"}},

@@ -13,6 +13,7 @@ from beco.config import Irn
 from beco.datasets.belonging import open_labels
 from beco.datasets.manifest import Manifest
 from beco.networks import encoders
+from beco.stage1.placing import picked
 from beco.stage1.refine import irn
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER, IrnNetwork
 from beco.stage1.refine.irn_pairs import losses, pixel_pairs
@@ -54,12 +55,7 @@ class IrnTask(nn.Module):
 
 def coarse(label: Tensor) -> Tensor:
     """Labels (B, H, W) uint8 at a quarter of the size, rounded up: the pixel at each cell's centre, or the last."""
-    size = label.shape[1:]
-    rows, columns = (
-        (STRIDE * torch.arange(cells, device=label.device) + STRIDE // 2).clamp(max=side - 1)
-        for cells, side in zip(grid(*size), size, strict=True)
-    )
-    return label[:, rows][:, :, columns]
+    return picked(label, grid(*label.shape[1:]), (STRIDE, STRIDE))
 
 
 def train(
