@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -59,4 +60,7 @@ def in_order(
                 yield waiting.popleft()[0].result()
                 bar.update()
         finally:
-            pool.shutdown(cancel_futures=True)
+            # where a reader that was given up is collected by one of the pool's own threads, that one cannot wait for
+            # itself; by then the pool takes nothing more, and what was not begun is dropped
+            with suppress(RuntimeError):
+                pool.shutdown(cancel_futures=True)

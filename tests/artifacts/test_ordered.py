@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -58,3 +60,28 @@ def test_else_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, given: str |
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert allowed_threads() == 8
+
+
+def test_a_reader_may_be_collected_by_a_thread_of_its_own() -> None:
+    """The collector runs in whatever thread it likes, and what it raises there would be printed and lost."""
+    held: list[Iterator[int]] = []
+    go, done = threading.Event(), threading.Event()
+    heard: list[object] = []
+
+    def work(item: int) -> int:
+        if item == 3:
+            go.wait(5)
+            held.pop()  # the last reference: its end runs here
+            done.set()
+        return item
+
+    reader = in_order(work, range(8), 1, "test", ahead=4)
+    assert next(reader) == 0
+    held.append(reader)
+    before, sys.unraisablehook = sys.unraisablehook, heard.append
+    try:
+        del reader
+        go.set()
+        assert done.wait(5) and not heard and not held
+    finally:
+        sys.unraisablehook = before
