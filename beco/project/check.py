@@ -30,7 +30,7 @@ from beco.exchange import imports
 from beco.networks.encoders import create_backbone, prepare_backbone
 from beco.networks.frozen import freeze
 from beco.networks.segmenter import backbone_of
-from beco.plan import room
+from beco.project import room
 from beco.stage1.localisers.classifier import unscored
 from beco.training.engine import choose_device
 
