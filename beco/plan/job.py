@@ -1,11 +1,13 @@
 """One job of a trial: runs `beco`, and writes beside its log what it took. Stands for `beco` on the trial's PATH.
 
-Snakemake's own benchmark files look at a job twice a second, so that the processor time of a short one is up to half a
-second too low: as much as all of its work in a trial.
+Snakemake's own benchmark files are too coarse for it: they look at a job twice a second, so that the processor time of
+a short one is up to half a second too low, as much as all of its work; and importing torch, which takes most of a short
+job's time, is not told from the work.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import resource
@@ -13,22 +15,51 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 LIMITS, SUFFIX = "BECO_TRIAL_LIMITS", ".took"
-COMMAND = [sys.executable, "-P", "-c", "from beco.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from beco.plan.job import importing; importing()"]
+IMPORTS = "BECO_TRIAL_IMPORTS"
+
+
+def importing() -> None:
+    """`beco` itself; what its imports took, by the clock and of a processor, goes to the file of `IMPORTS`."""
+    spent, outermost, plain = [0.0, 0.0], True, builtins.__import__
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        nonlocal outermost
+        if not outermost:
+            return plain(*arguments, **named)
+        outermost, begun = False, (time.perf_counter(), time.process_time())
+        try:
+            return plain(*arguments, **named)
+        finally:
+            outermost = True
+            spent[0] += time.perf_counter() - begun[0]
+            spent[1] += time.process_time() - begun[1]
+
+    builtins.__import__ = timed
+    from beco.cli import main
+
+    try:
+        main()
+    finally:
+        Path(os.environ[IMPORTS]).write_text(json.dumps(spent), encoding="utf-8")
 
 
 def run(words: list[str]) -> int:
     """Run `beco` with `words` within the limits of the environment: `SECONDS BYTES` of processor time and memory.
 
-    Writes {clock, processor, memory, stopped} to the log's path with `.took` behind it. A job that goes beyond a limit
-    is ended, and `stopped` says which.
+    Writes {clock, processor, imports_clock, imports_processor, memory, stopped} to the log's path with `.took` behind
+    it: seconds, those of imports included, and bytes. A job that goes beyond a limit is ended; `stopped` says which.
     """
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
     seconds, most = map(float, os.environ[LIMITS].split())
     stopped, peak, begun = "", 0, time.perf_counter()
-    process = subprocess.Popen([*COMMAND, *words])
+    log = Path(words[words.index("--log") + 1])
+    imports = log.with_name(log.name + ".imports")
+    process = subprocess.Popen([*COMMAND, *words], env={**os.environ, IMPORTS: str(imports)})
     seen = psutil.Process(process.pid)
     while process.poll() is None:
         try:
@@ -46,8 +77,9 @@ def run(words: list[str]) -> int:
         except subprocess.TimeoutExpired:
             continue
     clock, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    apart = json.loads(imports.read_text(encoding="utf-8")) if imports.is_file() else (0.0, 0.0)
     took = {"clock": clock, "processor": used.ru_utime + used.ru_stime, "memory": peak, "stopped": stopped}
-    log = Path(words[words.index("--log") + 1])
+    took |= {"imports_clock": apart[0], "imports_processor": apart[1]}
     log.with_name(log.name + SUFFIX).write_text(json.dumps(took), encoding="utf-8")
     return process.returncode
 

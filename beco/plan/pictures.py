@@ -53,7 +53,7 @@ class Pictures:
         from beco.datasets import shapes
 
         names = [*shapes.CLASSES, *(f"class {number}" for number in range(len(shapes.CLASSES) + 1, self.classes + 1))]
-        shapes.draw(folder, Shapes(train=train, val=val, size=round(self.side * part)))
+        shapes.draw(folder, Shapes(train=train, val=val, size=max(round(self.side * part), DRAWN[0])))
         return {"format": "voc", "root": str(folder), "train": "train", "val": "val", "classes": names}
 
     @property

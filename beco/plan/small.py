@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beco.config import Config, Schedule
+from beco.config import Config, Encoder, Schedule
 from beco.plan.pictures import DRAWN, Pictures
 from beco.training.engine import total_steps
 
@@ -128,12 +128,28 @@ def _shrink(values: Any, part: float) -> None:
             _shrink(value, part)
 
 
-def _at_hand(config: Config, values: dict[str, Any]) -> None:
-    """Paths from anywhere; random weights for those that are not there, and our labels for those to be imported."""
+def with_weights(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`values` with random weights, in files in `folder`, in place of those that are not at hand."""
+    from beco.networks.encoders import create_backbone, prepare_backbone
+    from beco.networks.weights import write_safetensors
+
+    made: dict[str, str] = {}
     for section in _sections(values, "weights"):
-        if section["weights"] not in (None, "classifier"):
-            path = Path(section["weights"])
-            section["weights"] = str(path.absolute()) if path.exists() else None
+        given, bare = section["weights"], Encoder.model_validate(section | {"weights": None})
+        if given not in (None, "classifier") and (given == "imagenet" or not Path(given).exists()):
+            if (text := bare.model_dump_json()) not in made:
+                prepare_backbone(backbone := create_backbone(bare, 32), bare)
+                made[text] = str(folder / f"random{len(made)}.safetensors")
+                write_safetensors(Path(made[text]), backbone.state_dict(), {})
+            section["weights"] = made[text]
+    return values
+
+
+def _at_hand(config: Config, values: dict[str, Any]) -> None:
+    """Paths from anywhere, and our labels for those to be imported that are not there."""
+    for section in _sections(values, "weights"):
+        if section["weights"] not in (None, "classifier", "imagenet"):
+            section["weights"] = str(Path(section["weights"]).absolute())
     for section in _sections(values, "root"):
         section |= {key: section[key] and str(Path(section[key]).absolute()) for key in ("root", "labels", "masks")}
     for name, recipe in values["labels"].items():

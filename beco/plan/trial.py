@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beco.artifacts.files import read_json
-from beco.benchmark.process import start_up
 from beco.config import Config
 from beco.errors import UserError
 from beco.plan.pictures import Pictures
-from beco.plan.small import CUTS, Cut, of_one, representative, sizes, small
+from beco.plan.small import CUTS, Cut, of_one, representative, sizes, small, with_weights
 from beco.plan.workflow import Job, asked, walked
 from beco.training.engine import choose_device, describe
 
-WORK = 50.0  # seconds of work, beyond starting, that the second size is chosen for
+WORK = 80.0  # seconds of work, beyond imports, that the second size is chosen for
 MOST = 20  # times the first size that the second may be
 LONG = 40.0, 150.0  # seconds of a processor that a job of the first and of the second size may take
 SPARE = 0.9  # of the free memory is what a job may take
-COLUMNS = ("amount", "clock", "processor", "memory", "disk")
-"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, bytes."""
+COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "memory", "disk")
+"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, and bytes."""
 NOT_TOLD_APART = ("scatteritem", "seed")
 """Wildcards in which jobs may differ that cost the same."""
 MEND = "make it with `beco plan --save FILE` of this version"
@@ -44,23 +43,32 @@ class Trial:
     def fit(self, key: str, amount: float, column: str) -> float:
         """`column` of a job of `amount`: what does not depend on it, as two sizes tell, and the rest in proportion.
 
-        Of a job that was tried at one size, the rule's other jobs tell what does not depend on it. Memory: the most.
+        Seconds of imports are known apart. Memory: the most of the sizes.
         """
-        points = [(point["amount"], point[column]) for point in self.took[key]]
+        points = self.took[key]
         if column == "memory":
-            return max(value for _, value in points)
-        (few, less), (many, more) = points[0], points[-1]
+            return max(point[column] for point in points)
+        apart = [point.get(f"imports_{column}", 0.0) for point in points]
+        first, last = points[0], points[-1]
+        (few, less), (many, more) = (
+            (first["amount"], first[column] - apart[0]),
+            (last["amount"], last[column] - apart[-1]),
+        )
         if few == many:
-            others = [self.fit(other, 0, column) for other in self.took if self._starts(other, key)]
-            few, less = 0.0, min([more, *others])
+            few, less = 0.0, min(more, self._setup(key, column))
         slope = max((more - less) / (many - few), 0.0)
         if less < slope * few:
             few, less, slope = 0.0, 0.0, more / many
-        return less + slope * (amount - few)
+        return sum(apart) / len(apart) + less + slope * (amount - few)
 
-    def _starts(self, other: str, key: str) -> bool:
-        """Whether `other` is of the rule of `key`, and was tried at two sizes."""
-        return other.split()[0] == key.split()[0] and len({point["amount"] for point in self.took[other]}) > 1
+    def _setup(self, key: str, column: str) -> float:
+        """What jobs of a rule, if some were tried at two sizes, need besides imports before they work; or the most."""
+        found: dict[str, list[float]] = {}
+        for other, points in self.took.items():
+            if len({point["amount"] for point in points}) > 1:
+                apart = sum(point.get(f"imports_{column}", 0.0) for point in points) / len(points)
+                found.setdefault(other.split()[0], []).append(self.fit(other, 0, column) - apart)
+        return min(found.get(key.split()[0]) or [max(map(max, found.values()), default=0.0)])
 
     def beside(self, rule: str, most: int) -> float:
         """How many processors jobs of a rule kept busy, from 1 to `most`."""
@@ -85,7 +93,7 @@ def amount(job: Job, pictures: int) -> float:
 def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
     """Walk the road on this machine at two sizes; with smaller batches or pictures if a job is too large for it."""
     device = choose_device(config.compute.device)
-    begun, (start, _) = time.perf_counter(), start_up("networks")
+    begun = time.perf_counter()
     trial = Trial(describe(device), device.type == "cuda", [])
     logging.getLogger("beco").setLevel(logging.WARNING)
     batch = int(max((job.learnt / job.steps for job in jobs if job.steps), default=2))
@@ -96,7 +104,7 @@ def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
             least = cut.together(batch)
             stopped = _walk(trial, config, pictures, cut, folder / "first", least)
             if not stopped:
-                work = sum(max(points[0]["processor"] - start, 0) for points in trial.took.values())
+                work = sum(points[0]["processor"] - points[0]["imports_processor"] for points in trial.took.values())
                 least *= int(min(max(WORK / max(work, 0.1), 3), MOST))
                 stopped = _walk(trial, config, pictures, cut, folder / "second", least)
             if not stopped:
@@ -115,7 +123,7 @@ def _walk(trial: Trial, config: Config, pictures: Pictures, cut: Cut, folder: Pa
     """Walk the road once, and lay what each job took into `trial`; what was too large, or ""."""
     train, val = sizes(pictures, least)
     values = small(config, pictures, pictures.small(folder / "pictures", train, val, cut.part), train, cut)
-    values = values if trial.took else of_one(values)
+    values = with_weights(values if trial.took else of_one(values), folder)
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
     memory = psutil.virtual_memory().available * SPARE
@@ -145,8 +153,8 @@ def read(path: Path) -> Trial:
     try:
         trial = Trial(**content)
         for points in trial.took.values():
-            for point in points:
-                if not points or any(not 0 <= float(point[column]) < 1e18 for column in COLUMNS):
+            for point in points[:1] + points[-1:] or [{}]:
+                if any(not 0 <= float(point[column]) < 1e18 for column in COLUMNS):
                     raise ValueError("a negative or endless figure")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: no trial of `beco plan` ({error}); {MEND}") from error
