@@ -14,16 +14,24 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 LIMITS, SUFFIX = "BECO_TRIAL_LIMITS", ".took"
-COMMAND = [sys.executable, "-P", "-c", "from beco.plan.job import importing; importing()"]
+COMMAND = [
+    sys.executable,
+    "-P",
+    "-c",
+    "from beco.plan.job import importing\nwith importing():\n from beco.cli import main\n main()",
+]
 IMPORTS = "BECO_TRIAL_IMPORTS"
 
 
-def importing() -> None:
-    """`beco` itself; what its imports took, by the clock and of a processor, goes to the file of `IMPORTS`."""
+@contextmanager
+def importing() -> Iterator[None]:
+    """What imports take in it, by the clock and of a processor, goes to the file of `IMPORTS`."""
     spent, outermost, plain = [0.0, 0.0], True, builtins.__import__
 
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -39,11 +47,10 @@ def importing() -> None:
             spent[1] += time.process_time() - begun[1]
 
     builtins.__import__ = timed
-    from beco.cli import main
-
     try:
-        main()
+        yield
     finally:
+        builtins.__import__ = plain
         Path(os.environ[IMPORTS]).write_text(json.dumps(spent), encoding="utf-8")
 
 
