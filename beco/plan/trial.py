@@ -43,31 +43,39 @@ class Trial:
     def fit(self, key: str, amount: float, column: str) -> float:
         """`column` of a job of `amount`: what does not depend on it, as two sizes tell, and the rest in proportion.
 
-        Seconds of imports are known apart. Memory: the most of the sizes.
+        Seconds of imports are known apart; of a processor they are the same work in every job of a rule, and tell by
+        how much the machine's load slowed a job. Memory: the most of the sizes.
         """
         points = self.took[key]
         if column == "memory":
             return max(point[column] for point in points)
-        apart = [point.get(f"imports_{column}", 0.0) for point in points]
-        first, last = points[0], points[-1]
-        (few, less), (many, more) = (
-            (first["amount"], first[column] - apart[0]),
-            (last["amount"], last[column] - apart[-1]),
-        )
+        apart = self._imports(key, column)
+        first, last = ((point["amount"], self._work(point, apart, column)) for point in (points[0], points[-1]))
+        (few, less), (many, more) = first, last
         if few == many:
             few, less = 0.0, min(more, self._setup(key, column))
         slope = max((more - less) / (many - few), 0.0)
         if less < slope * few:
             few, less, slope = 0.0, 0.0, more / many
-        return sum(apart) / len(apart) + less + slope * (amount - few)
+        return apart + less + slope * (amount - few)
+
+    def _imports(self, key: str, column: str) -> float:
+        """The least that the imports of a rule's jobs took."""
+        rule = [point for other, points in self.took.items() if other.split()[0] == key.split()[0] for point in points]
+        return min(point.get(f"imports_{column}", 0.0) for point in rule)
+
+    def _work(self, point: dict[str, float], apart: float, column: str) -> float:
+        """What a job took besides its imports, less what load made of it."""
+        own = point.get(f"imports_{column}", 0.0)
+        return (point[column] - own) * (apart / own if own and column == "processor" else 1.0)
 
     def _setup(self, key: str, column: str) -> float:
         """What jobs of a rule, if some were tried at two sizes, need besides imports before they work; or the most."""
         found: dict[str, list[float]] = {}
         for other, points in self.took.items():
             if len({point["amount"] for point in points}) > 1:
-                apart = sum(point.get(f"imports_{column}", 0.0) for point in points) / len(points)
-                found.setdefault(other.split()[0], []).append(self.fit(other, 0, column) - apart)
+                setup = self.fit(other, 0, column) - self._imports(other, column)
+                found.setdefault(other.split()[0], []).append(setup)
         return min(found.get(key.split()[0]) or [max(map(max, found.values()), default=0.0)])
 
     def beside(self, rule: str, most: int) -> float:

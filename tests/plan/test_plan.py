@@ -45,6 +45,13 @@ def test_one_size_takes_the_start_of_its_rule() -> None:
     assert less.fit("r c", 500, "processor") == pytest.approx(3)  # all of it is start
 
 
+def test_imports_tell_how_much_load_slowed_a_job() -> None:
+    """The second size was tried on a machine half as fast: 3 s of imports took 6, and its 10 s of work 20."""
+    few, many = ({"imports_processor": seconds, "imports_clock": 0} for seconds in (3, 6))
+    trial = Trial("CPU", False, [], took={"r": [point(10, 3 + 2, **few), point(50, 6 + 20, **many)]})
+    assert trial.fit("r", 100, "processor") == pytest.approx(3 + 0.2 * 100)
+
+
 def test_memory_is_the_most() -> None:
     trial = Trial("CPU", False, [], took={"r": [point(1, 1, memory=5), point(9, 1, memory=7)]})
     assert trial.fit("r", 1000, "memory") == 7
