@@ -159,4 +159,4 @@ def _at_hand(config: Config, values: dict[str, Any]) -> None:
             if "background" not in config.labels[name].model_fields_set:
                 del recipe["background"]  # to be set would mean something
             if not path.exists():
-                recipe |= {"refine": "none"}
+                recipe |= {"refine": "none", "source": None}

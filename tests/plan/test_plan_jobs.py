@@ -161,7 +161,7 @@ def test_the_workflow_tells_its_jobs_and_is_walked(tmp_path: Path) -> None:
         assert set(one.needs) <= set(names[:number]), one
     training = next(one for one in listed if one.name == "train_segmenter.crf.beco.seed0")
     assert (training.steps, training.learnt, training.rule) == (6, 48, "train_segmenter")
-    assert next(one for one in listed if one.name == "infer_cams.1-of-2").shards == 2
+    assert next(one for one in listed if one.name == "infer_cams.cam.1-of-2").shards == 2
     known = trial.Trial("CPU", False, [])
     assert trial._walk(known, of, found, Cut(), tmp_path / "walk", 8) == ""
     tried = {trial.key(of, one) for one in listed}
