@@ -117,10 +117,11 @@ def plan(
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="further files of --configfile")
     ] = None,
     config: Annotated[list[str] | None, typer.Option(help="key=VALUE over them, as for snakemake; repeatable")] = None,
-    benchmark: Annotated[
-        list[Path] | None, typer.Option(help="JSON of `beco benchmark --what all` on the machine; repeatable")
+    rates: Annotated[
+        Path | None, typer.Option(help="the trial of another machine, as --save wrote it there; none is made here")
     ] = None,
-    pictures: Annotated[str | None, typer.Option(help="train=N,val=M[,classes=K,shown=X] without the dataset")] = None,
+    save: Annotated[Path | None, typer.Option(help="JSON to write the trial to, for --rates")] = None,
+    pictures: Annotated[str | None, typer.Option(help="train=N,val=M[,classes=K] without the dataset")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the mean picture, pixels")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="jobs at a time (on GPUs: how many there are)")] = 1,
     against: Annotated[
@@ -128,30 +129,31 @@ def plan(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write")] = None,
 ) -> None:
-    """Estimate hours, memory and disk of a configuration before anyone starts it."""
+    """Estimate hours, memory and disk of a configuration by a trial of its road on few pictures and few steps."""
+    from dataclasses import asdict
+
     from beco.artifacts.files import write_json
     from beco.config import read_config_files
     from beco.plan import pictures as counting
 
     checked = read_config_files([*configfile, *(more or [])], config or [])
-    counted = counting.count(checked, pictures, size)
+    counted = counting.count(checked.dataset, pictures, size)
     from beco.plan import against as measured  # what imports torch comes after what can be wrong at once
-    from beco.plan import jobs, rates, report
+    from beco.plan import report, trial
 
-    listed = jobs.jobs(checked, counted)
-    if benchmark:
-        known = rates.from_files(benchmark)
-    else:
-        from beco.plan import measure
-
-        typer.echo("measuring this work on this machine, a minute or a few (or give --benchmark FILE) …", err=True)
-        known = measure.here(checked, counted, listed)
+    known = trial.read(rates) if rates else None
+    listed = trial.full(checked, counted)
+    if known is None:
+        typer.echo("trying the road on few pictures, some minutes (or give --rates FILE) …", err=True)
+        known = trial.here(checked, counted, listed)
+    if save:
+        write_json(save, asdict(known))
     made = report.Plan(checked, counted, listed, known)
     values = report.as_json(made, parallel)
     typer.echo(report.as_text(values))
     if against:
         table = measured.compare(made, against)
-        typer.echo(f"\nseconds of {against}, planned and measured\n{measured.as_text(table, known.gpu)}")
+        typer.echo(f"\nseconds of {against}, planned and measured\n{measured.as_text(table)}")
         values["against"] = table.reset_index().to_dict("records")
     if output:
         write_json(output, values)

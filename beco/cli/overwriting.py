@@ -16,7 +16,7 @@ from beco.config import parse_yaml
 from beco.errors import UserError
 from beco.exchange.watch import SUFFIXES
 
-OUTPUTS = ("output", "project")
+OUTPUTS = ("output", "project", "save")
 OTHER = "name another output"
 HEADER = b"image_id,split,"  # of a manifest
 MESSAGES = re.compile(rb"\d\d:\d\d:\d\d ")  # as `options` begins each

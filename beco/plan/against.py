@@ -16,10 +16,10 @@ OFTEN, SELDOM = 15.5, 30.0
 
 
 def compare(plan: Plan, folder: Path) -> pd.DataFrame:
-    """Planned and measured seconds of the jobs of `plan` that `folder` has, by stage and in all.
+    """Planned and measured seconds of the jobs of `plan` that `folder` has, by rule and in all.
 
     Columns: `jobs` (that are in both), `planned`, `measured`, `factor` (planned by measured), `clock` (what the jobs
-    took by the clock, others' load included). On a CPU `measured` is processor time, on a GPU it is by the clock.
+    took by the clock, others' load included). `measured` is processor time, but of a GPU's job by the clock.
     Trainings that went on from a checkpoint are left out. UserError if the folder has none of them or a file is no
     benchmark.
     """
@@ -28,11 +28,11 @@ def compare(plan: Plan, folder: Path) -> pd.DataFrame:
         path = folder / f"{job.name}.tsv"
         if path.is_file() and not _went_on(folder.parent / "logs" / f"{job.name}.log"):
             clock, processor = read(path)
-            found.append((job.stage, 1, plan.work_seconds(job), clock if plan.rates.gpu else processor, clock))
+            found.append((job.rule, 1, plan.work_seconds(job), clock if plan.on_gpu(job) else processor, clock))
     if not found:
         raise UserError(f"{folder}: has no benchmark of a planned job; name results/<dataset>/benchmarks of this plan")
-    frame = pd.DataFrame(found, columns=["stage", "jobs", "planned", "measured", "clock"])
-    table = frame.groupby("stage", sort=False).sum()
+    frame = pd.DataFrame(found, columns=["rule", "jobs", "planned", "measured", "clock"])
+    table = frame.groupby("rule", sort=False).sum()
     table.loc["in all"] = table.sum()
     table["jobs"] = table["jobs"].astype(int)
     table.insert(3, "factor", table["planned"] / table["measured"])
@@ -60,7 +60,6 @@ def read(path: Path) -> tuple[float, float]:
     return clock, max(processor, 0.01) * clock / last
 
 
-def as_text(table: pd.DataFrame, gpu: bool) -> str:
+def as_text(table: pd.DataFrame) -> str:
     """The comparison to be read."""
-    shown = table.rename(columns={"measured": "by the clock" if gpu else "processor"})
-    return shown.to_string(formatters={"factor": "{:.2f}".format}, float_format="{:.1f}".format)
+    return table.to_string(formatters={"factor": "{:.2f}".format}, float_format="{:.1f}".format)

@@ -31,7 +31,7 @@ from beco.networks.encoders import create_backbone, prepare_backbone
 from beco.networks.frozen import freeze
 from beco.networks.packages import package_of, weights_file
 from beco.networks.segmenter import backbone_of
-from beco.plan import room
+from beco.project import room
 from beco.stage1.train import unscored
 from beco.training.trainer import choose_device
 

@@ -119,6 +119,7 @@ CASES: dict[str, list[str]] = {
     "comparison": ["comparison", "--settings", "s.yaml", "--runs", "one:0:crf=predictions", "-o", "s.yaml"],
     "report": ["report", *reads(Path()), "--runs", "one:0:crf=predictions", "--cams", "labels.h5", "-o", "labels.h5"],
     "plan": ["plan", "--configfile", "s.yaml", "-o", "s.yaml"],
+    "plan, trial": ["plan", "--configfile", "s.yaml", "--save", "s.yaml"],
     "benchmark": ["benchmark", "--settings", "s.yaml", "-o", "s.yaml"],
     "init": ["init", "data/JPEGImages", "--images", "data/JPEGImages", "--labels", "labels.csv"],
     "a picture of the dataset": ["labels", *reads(Path()), "--cams", "labels.h5", "-o", "data/JPEGImages/b.jpg"],

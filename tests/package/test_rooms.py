@@ -12,8 +12,8 @@ ALLOWED = {
     "": "stage2",
     "cli": "project plan benchmark evaluation exchange stage2 stage1 training datasets config artifacts schema "
     "interpreter",
-    "project": "plan exchange stage1 networks training datasets config artifacts",
-    "plan": "benchmark evaluation stage1 networks training crf datasets config artifacts schema",
+    "project": "exchange stage1 networks training datasets config artifacts schema",
+    "plan": "networks training datasets config artifacts",
     "benchmark": "evaluation stage2 stage1 networks training crf datasets config artifacts schema",
     "evaluation": "stage1 crf datasets config artifacts schema",
     "exchange": "stage1 datasets config artifacts",

@@ -1,77 +1,97 @@
-"""What a plan is made of: presets, pictures, files of the benchmark; and what is wrong is one line."""
+"""What a plan is made of: how many pictures there are, the small sets of them, files; and what is wrong is one line."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import coco_sets
 import pytest
-import yaml
-from conftest import ROOT
+import voc_sets
 from PIL import Image
-from plans import TINY, benchmark, config, write
+from plans import FEW, TINY, config, job, lasting, write
 
 from beco.cli import dataset as command
-from beco.config import Config, read_config_files
+from beco.config import Config, Dataset, read_config_files
+from beco.datasets import formats
+from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.plan import pictures, rates
-
-PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
+from beco.plan import pictures, report, trial
 
 
-@pytest.mark.parametrize("preset", [ROOT / "config.yaml", *PRESETS], ids=lambda path: path.stem)
-def test_every_preset_can_be_planned(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write(tmp_path / "b.json", benchmark())
-    output = tmp_path / "plan.json"
-    told = "train=105,val=20,classes=80" if preset.stem == "coco14" else "train=105,val=20"
-    command.plan([preset], benchmark=[file], pictures=told, parallel=2, output=output)
-    said, values = capsys.readouterr().out, json.loads(output.read_text())
-    assert "105 + 20 pictures (--pictures)" in said and "in all:" in said
-    assert values["total"]["jobs"] == sum(row["jobs"] for row in values["rows"])
-    assert values["total"]["wall_hours"] <= values["total"]["core_hours"]
-    assert all(row["hours"] > 0 for row in values["rows"])
+def small(of: Config, folder: Path, train: int, val: int, part: float = 1) -> Manifest:
+    """The manifest of a small set, read as the workflow reads the whole."""
+    told = pictures.count(of.dataset).small(folder / "few", train, val, part)
+    section = Dataset.model_validate(of.dataset.model_dump() | told)
+    return formats.build(section, folder / "manifest.csv")
 
 
-def test_pictures_of_the_drawn_set() -> None:
-    found = pictures.count(config())
+def test_pictures_of_the_drawn_set(tmp_path: Path) -> None:
+    found = pictures.count(config().dataset)
     assert (found.train, found.val, found.height, found.width, found.classes) == (24, 10, 64, 64, 6)
-    assert 1 <= found.shown <= 3 and found.samples[0].shape == (64, 64, 3)
+    section = found.small(tmp_path / "few", 8, 3, 1)["shapes"]
+    assert (section["train"], section["val"], section["size"]) == (8, 3, 64)
 
 
 def voc(root: Path, sizes: list[tuple[int, int]]) -> Config:
-    """A dataset in VOC's layout, the last picture for validation; its pictures show a cat, and every second a dog."""
-    for name in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
+    """A dataset in VOC's layout, the last two pictures for validation."""
     for number, size in enumerate(sizes):
+        voc_sets.add_picture(root, str(number), ["cat", "dog"][: 1 + number % 2])
         Image.new("RGB", size).save(root / "JPEGImages" / f"{number}.jpg")
-        names = ["cat", "dog"][: 1 + number % 2]
-        objects = "".join(f"<object><name>{name}</name></object>" for name in names)
-        (root / "Annotations" / f"{number}.xml").write_text(f"<annotation>{objects}</annotation>")
+        Image.new("L", size, 1).save(root / "SegmentationClass" / f"{number}.png")
     ids = [str(number) for number in range(len(sizes))]
-    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids[:-1]))
-    (root / "ImageSets/Segmentation/val.txt").write_text(ids[-1])
-    return config(dataset={"name": "own", "format": "voc", "root": str(root)})
+    voc_sets.set_list(root, "train", ids[:-2])
+    voc_sets.set_list(root, "val", ids[-2:])
+    return config(dataset={"name": "own", "format": "voc", "root": str(root), "classes": voc_sets.CLASSES})
 
 
 def test_pictures_of_a_voc_folder(tmp_path: Path) -> None:
-    of = voc(tmp_path / "voc", [(50, 40), (40, 50), (70, 40), (40, 60), (10, 10)])
-    found = pictures.count(of)
-    assert (found.train, found.val, found.classes, found.shown) == (4, 1, 20, 1.5)
+    of = voc(tmp_path / "voc", [(50, 40), (40, 50), (70, 40), (40, 60), (10, 10), (10, 10)])
+    found = pictures.count(of.dataset)
+    assert (found.train, found.val, found.classes) == (4, 2, 3)
     assert (found.width, found.height) == (round((50 + 50 + 70 + 60) / 4), 40)  # long and short sides
-    assert pictures.count(of, size="30x20").width == 30
-    assert pictures.count(of, "train=7,val=3,shown=2.5").train == 7
+    assert pictures.count(of.dataset, "train=7,val=3", "30x20").width == 30
+    few = small(of, tmp_path, 2, 1)
+    assert few.split("train").ids == ["0", "3"] and len(few.split("val").ids) == 1  # evenly spread
+    assert few.split("train").size("3") == (60, 40)
+
+
+def test_pictures_of_coco(tmp_path: Path) -> None:
+    annotations = [coco_sets.instance(3, coco_sets.LEFT, image) for image in (1, 2, 3)]
+    for name, images in zip(coco_sets.LISTS, ((1, 2, 3), (4, 5)), strict=True):
+        shown = annotations if name == coco_sets.LISTS[0] else [coco_sets.instance(9, coco_sets.TOP, 4)]
+        coco_sets.write_set(tmp_path / "coco", name, shown, images)
+    train, val = coco_sets.LISTS
+    of = config(dataset={"name": "own", "format": "coco", "root": str(tmp_path / "coco"), "train": train, "val": val})
+    found = pictures.count(of.dataset)
+    assert (found.train, found.val, found.classes, found.width, found.height) == (3, 2, 3, 6, 4)
+    few = small(of, tmp_path, 2, 1)
+    assert [len(few.split(name).ids) for name in ("train", "val")] == [2, 1]
 
 
 def test_pictures_of_a_folder(tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(6):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{number}.png")
-    rows = [f"{number}.png,{'val' if number == 3 else 'train'},a;b" for number in range(4)]
+    rows = [f"{number}.png,{'val' if number > 3 else 'train'},{'a;b' if number else 'c'}" for number in range(6)]
     (tmp_path / "labels.csv").write_text("image,split,labels\n" + "\n".join(rows) + "\n")
     section = {"format": "folder", "root": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "name": "own"}
     of = config(dataset=section)
-    found = pictures.count(of)
-    assert (found.train, found.val, found.classes, found.shown, found.width) == (3, 1, 2, 2.0, 30)
-    assert found.predicted(of.dataset) == 4  # all of one's own are labelled
+    found = pictures.count(of.dataset)
+    assert (found.train, found.val, found.classes, found.width) == (4, 2, 3, 30)
+    few = small(of, tmp_path, 2, 1)
+    assert [len(few.split(name).ids) for name in ("train", "val")] == [2, 1]
+
+
+@pytest.mark.parametrize("part", [1, 0.5])
+def test_pictures_that_are_not_there_are_drawn(part: float, tmp_path: Path) -> None:
+    of = config(dataset={"name": "own", "format": "voc", "root": str(tmp_path / "gone")})
+    found = pictures.count(of.dataset, "train=700,val=100", "160x90")
+    told = found.small(tmp_path / "few", 6, 2, part)
+    made = formats.build(Dataset.model_validate(of.dataset.model_dump() | told), tmp_path / "manifest.csv")
+    assert len(made.split("train").ids) == 6 and len(made.classes) == 20
+    assert made.size(made.ids[0])[0] == pytest.approx((160 * 90) ** 0.5 * part, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -86,44 +106,59 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
 )
 def test_numbers_that_are_none(given: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        pictures.count(config(), given)
+        pictures.count(config().dataset, given)
 
 
 def test_without_the_dataset(tmp_path: Path) -> None:
-    of = config(dataset={"name": "own", "format": "voc", "root": str(tmp_path / "gone")})
+    of = config(dataset={"name": "own", "format": "voc", "root": str(tmp_path / "gone")}).dataset
     with pytest.raises(UserError, match=r"gone/JPEGImages is not there; name the folder.*--pictures train=N,val=M"):
         pictures.count(of)
     with pytest.raises(UserError, match="--size: `30` is not understood; give WIDTHxHEIGHT"):
         pictures.count(of, "train=3,val=2", "30")
+    with pytest.raises(UserError, match="--size: is of pictures that are made up"):
+        pictures.count(of, size="30x20")
+    coco = config(dataset={"name": "own", "format": "coco", "root": "x"}).dataset
     with pytest.raises(UserError, match="how many classes `coco` has is not known; add classes=K"):
-        pictures.count(config(dataset={"name": "own", "format": "coco", "root": "x"}), "train=3,val=2")
+        pictures.count(coco, "train=3,val=2")
+
+
+# --- files and the command --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("nonsense", "not readable as JSON"),
-        ("[1, 2]", "not a benchmark's file"),
-        (json.dumps({"device": "CPU"}), "has no part `stages`; make it with `beco benchmark --what all"),
-        (json.dumps({k: v for k, v in benchmark().items() if k != "training"}), "has no part `training`"),
-        (json.dumps(benchmark(training={"bare_s": 1})), "lacks a valid figure"),
-        (json.dumps(benchmark(training=benchmark()["training"] | {"bare_tflop_per_s": -1})), "a positive number"),
-        (json.dumps(benchmark(stages=[])), "lacks a valid figure"),
+        ("[1, 2]", "no trial of `beco plan`"),
+        (json.dumps({"device": "CPU"}), "no trial of `beco plan`"),
+        (json.dumps(asdict(lasting(a=1)) | {"took": {"a": [{"amount": 1}]}}), "no trial of `beco plan`"),
+        (json.dumps(asdict(lasting(a=-1))), "a negative or endless figure"),
+        (json.dumps(asdict(lasting(a=1)) | {"took": {"a": []}}), "no trial of `beco plan`"),
     ],
 )
-def test_benchmarks_that_are_none(content: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "b.json").write_text(content)
+def test_trials_that_are_none(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(content)
     with pytest.raises(UserError, match=said) as error:
-        rates.from_files([tmp_path / "b.json"])
-    assert "\n" not in str(error.value)
+        trial.read(tmp_path / "t.json")
+    assert "\n" not in str(error.value) and "--save" in str(error.value)
 
 
-def test_benchmarks_of_two_machines(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{name}.json", benchmark(device=name)) for name in ("CPU 1", "CPU 2")]
-    with pytest.raises(UserError, match=r"files of different devices \(CPU 1, CPU 2\); give those of one"):
-        rates.from_files(files)
-    with pytest.raises(UserError, match=r"gone\.json: no such file; make it"):
-        rates.from_files([tmp_path / "gone.json"])
+def test_a_trial_of_another_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command with the trial of a file: what is said, saved, written, and compared."""
+    known, listed = lasting(a=4, b=2), [job("a"), job("b", "a")]
+    file, benchmarks = write(tmp_path / "t.json", asdict(known)), tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    (benchmarks / "a.tsv").write_text("s\tcpu_time\n8\t8\n")
+    monkeypatch.setattr(trial, "full", lambda *_: listed)
+    output, saved = tmp_path / "plan.json", tmp_path / "again.json"
+    command.plan([TINY], rates=file, save=saved, parallel=2, against=benchmarks, output=output)
+    said, values = capsys.readouterr().out, json.loads(output.read_text())
+    assert "24 + 10 pictures" in said and "in all: 2 jobs" in said and "0.50" in said
+    expected: dict[str, Any] = report.as_json(report.Plan(config(), FEW, listed, known), 2)
+    assert values["total"] == expected["total"] and values["against"][0]["factor"] == 0.5
+    assert trial.read(saved) == known
 
 
 def test_several_files_and_entries_over_them(tmp_path: Path) -> None:
@@ -140,12 +175,7 @@ def test_several_files_and_entries_over_them(tmp_path: Path) -> None:
         read_config_files([TINY, tmp_path / "list.yaml"], [])
 
 
-def test_wrong_configurations_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_wrong_configurations_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("datset: {}\n")
     with pytest.raises(UserError, match="datset: unknown key; did you mean `dataset`"):
         command.plan([tmp_path / "wrong.yaml"])
-    network = {"encoder": {"name": "no_such_net"}}
-    of = yaml.safe_load(TINY.read_text()) | {"networks": {"default": network}}
-    (tmp_path / "net.yaml").write_text(yaml.safe_dump(of))
-    with pytest.raises(UserError, match="timm has no model `no_such_net`"):
-        command.plan([tmp_path / "net.yaml"], benchmark=[write(tmp_path / "b.json", benchmark())])

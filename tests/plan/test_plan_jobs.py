@@ -1,169 +1,173 @@
-"""The plan's jobs are the workflow's, and their work and networks are those counted by hand."""
+"""The small configuration that is tried, the jobs that the workflow tells of, and a trial as it goes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
-from conftest import Checkout
-from plans import FEW, ROADS, TINY, config, plan, works
+from conftest import ROOT
+from plans import FEW, TINY, config
 
-from beco.config import Config, validate_config
-from beco.plan import networks, room
-from beco.plan.jobs import jobs
+from beco.config import read_config_files, validate_config
+from beco.errors import UserError
+from beco.networks.encoders import create_backbone, prepare_backbone
+from beco.plan import job as measured
+from beco.plan import pictures, small, trial, workflow
+from beco.plan.pictures import Pictures
+from beco.plan.small import CUTS, Cut
+from beco.plan.workflow import Job
 
-
-def counted(of: Config) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for job in jobs(of, FEW):
-        found[job.rule] = found.get(job.rule, 0) + 1
-    return found
-
-
-@pytest.mark.parametrize("changes", ROADS, ids=["tiny", "irn"])
-def test_the_jobs_are_those_of_the_workflow(changes: dict[str, Any], tmp_path: Path) -> None:
-    checkout = Checkout(tmp_path)
-    values = yaml.safe_load(TINY.read_text()) | changes
-    (tmp_path / "tests" / "tiny.yaml").write_text(yaml.safe_dump(values))
-    assert counted(validate_config(values)) == checkout.planned()
+PRESETS = [ROOT / "config.yaml", *sorted((ROOT / "workflow" / "presets").glob("*.yaml"))]
+MANY = Pictures(10582, 1449, 500, 375, 20)
 
 
-def test_jobs_that_share_a_file_are_one() -> None:
-    found = counted(config(**ROADS[1]))
-    assert found["train_irn"] == 2  # `same` takes the scores of `own`
-    assert found["random_walk"] == 2 * 3
-    assert found["make_pairs"] == 4  # `own` learns from the labels of `crf`, of the same settings
-    assert found["sweep_labels"] == 4  # one for each IRN, for the CRF, and for none
-    assert found["infer_cams"] == 3 and found["train_classifier"] == 1
-    assert found["train_segmenter"] == found["predict"] == found["evaluate"] == 4
+def schedules(values: Any) -> list[dict[str, Any]]:
+    return [holder["schedule"] for holder in small._sections(values, "schedule")]
 
 
-def test_every_job_comes_after_those_that_it_needs() -> None:
-    for changes in ROADS:
-        listed = jobs(config(**changes), FEW)
-        done: set[str] = set()
-        for job in listed:
-            assert set(job.needs) <= done, job
-            done.add(job.name)
-        assert len(done) == len(listed)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_preset_has_a_small_one(preset: Path, cut: Cut) -> None:
+    of = read_config_files([preset], [])
+    values = small.small(of, MANY, {"format": "voc", "root": "few", "train": "train", "val": "val"}, 32, cut)
+    for few in (validate_config(values), validate_config(small.of_one(values))):
+        assert {name: experiment.recipe for name, experiment in few.experiments.items()}.items() <= {
+            name: experiment.recipe for name, experiment in of.experiments.items()
+        }.items()
+        assert list(few.labels) == list(of.labels) and few.compute.shards.labels == 1
+    before, after = schedules(of.model_dump(mode="json")["training"]), schedules(values["training"])
+    for old, new in zip(before, after, strict=True):
+        assert new["batch_size"] == min(old["batch_size"], cut.batch or 1000) and new["precision"] == old["precision"]
+        assert 2 <= new["steps"] <= max(small.EPOCHS, of.training.validate_every or 0) * 32 // new["batch_size"]
+    side = round(of.training.crop.size * cut.part)
+    assert validate_config(values).training.crop.size == max(side, 32)
 
 
-def test_work_by_hand() -> None:
+def test_as_many_epochs_at_both_sizes() -> None:
+    """What a training does once an epoch must be of its start, and so equally often in both."""
+    of = config(training={"schedule": {"epochs": 9, "batch_size": 8}, "validate_every": 6, "watch_labels": 100})
+    few, more = (small.small(of, Pictures(800, 200, 64, 64, 6), {}, train, Cut()) for train in (16, 160))
+    assert few["training"]["schedule"]["steps"] * 10 == more["training"]["schedule"]["steps"] == 6 * 160 // 8
+    assert (few["training"]["watch_labels"], more["training"]["watch_labels"]) == (2, 20)
+    short = small.small(config(training={"schedule": {"epochs": 2}}), FEW, {}, 16, Cut())
+    assert short["training"]["schedule"]["steps"] == 2  # no more epochs than there are
+
+
+def test_what_is_not_at_hand_is_left_out(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.touch()
+    labels = {"theirs": {"refine": "import", "source": {"path": str(tmp_path / "gone")}}, "crf": {"refine": "crf"}}
+    encoder = {"name": "resnet10t", "options": {"channels": [8, 16, 32, 64]}}
+    classifier = {"encoder": encoder | {"weights": str(tmp_path / "gone.pth")}}
+    networks = {"default": {"encoder": encoder | {"weights": str(weights)}}}
+    of = config(labels=labels, classifier=classifier, networks=networks)
+    values = small.small(of, FEW, {}, 8, Cut())
+    assert values["labels"]["theirs"]["refine"] == "none"
+    small.with_weights(values, tmp_path)
+    assert values["networks"]["default"]["encoder"]["weights"] == str(weights)
+    made = validate_config(values).classifier.encoder
+    prepare_backbone(create_backbone(made, 16), made)  # the file fits
+    (tmp_path / "gone").mkdir()
+    kept = small.small(of, FEW, {}, 8, Cut())["labels"]["theirs"]
+    assert kept["refine"] == "import" and "background" not in kept
+
+
+def test_sizes_keep_the_splits_ratio() -> None:
+    for least in (2, 8, 16, 50, 300):
+        train, val = small.sizes(MANY, least)
+        assert least <= train <= least * 1.5 and val >= 1
+        assert least < 16 or val / train == pytest.approx(1449 / 10582, rel=0.15)
+    assert small.sizes(FEW, 1000) == (24, 10)
+
+
+# --- a job, and its limits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "stopped"),
+    [
+        ("sum(range(10**6))", "60 1e12", ""),
+        ("while True: pass", "0.3 1e12", "time"),
+        ("a = bytearray(3 * 10**8); import time; time.sleep(60)", "60 2e8", "memory"),
+    ],
+)
+def test_a_job_is_measured_and_stopped(
+    code: str, limits: str, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.setenv(measured.LIMITS, limits)
+    status = measured.run(["--log", str(tmp_path / "a.log"), "train"])
+    took = json.loads((tmp_path / "a.log.took").read_text())
+    assert took["stopped"] == stopped and (status == 0) == (not stopped)
+    assert 0 < took["processor"] < 30 and took["clock"] < 30 and took["memory"] > 10**6
+
+
+def walk(limit: float, sizes: list[Any]) -> Any:
+    """Instead of the workflow: a training of 5 s and 0.1 s a picture, stopped beyond `limit` pictures together."""
+
+    def walked(values: dict[str, Any], folder: Path, train: int, *limits: float) -> list[tuple[Job, dict[str, Any]]]:
+        schedule = values["training"]["schedule"]
+        learnt, batch = schedule["steps"] * schedule["batch_size"], schedule["batch_size"]
+        sizes.append((train, batch))
+        made = Job("logs/train.log", "train", {}, (), (), 1, False, learnt, schedule["steps"], 1)
+        took = {"clock": 9.0, "processor": 5 + 0.1 * learnt, "memory": 1e9, "disk": 5.0}
+        took |= {"imports_clock": 4.0, "imports_processor": 4.0}
+        return [(made, took | {"stopped": "memory" if batch > limit else ""})]
+
+    return walked
+
+
+def test_what_is_too_large_is_tried_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, many = config(), Pictures(800, 200, 64, 64, 6)
+    jobs = [Job("logs/train.log", "train", {}, (), (), 1, False, 1600, 200, 1)]
+    for limit, batch, notes in ((8, 8, 0), (2, 2, 1)):
+        sizes: list[Any] = []
+        monkeypatch.setattr(trial, "walked", walk(limit, sizes))
+        found = trial.here(of, many, jobs)
+        assert [one for _, one in sizes[-2:]] == [batch] * 2 and sizes[-1][0] > sizes[-2][0] >= batch
+        assert found.fit("train", 1600, "processor") == pytest.approx(165)
+        assert sum("too much memory" in note for note in found.notes) == notes
+    monkeypatch.setattr(trial, "walked", walk(1, []))
+    with pytest.raises(UserError, match=r"train: takes too much memory.*--rates"):
+        trial.here(of, many, jobs)
+
+
+# --- the workflow ---------------------------------------------------------------------------------------------
+
+
+def test_without_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"snakemake: not installed.*beco\[workflow\]"):
+        workflow.asked({}, tmp_path / "a", 3)
+
+
+def test_what_snakemake_refuses_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"labels\.crf\.refine") as error:
+        workflow.asked({"labels": {"crf": {"refine": "x"}}}, tmp_path / "a", 3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.road
+def test_the_workflow_tells_its_jobs_and_is_walked(tmp_path: Path) -> None:
+    """The one real trial: of the tiny road, at one size."""
     of = config()
-    spec = networks.classifier(of.classifier, 6)
-    one = networks.forward(spec, 64, 64)
-    training = works(of, "train_classifier")
-    assert (training["train"].count, training["train"].each) == (6, 8 * 3 * one)
-    assert training["load"].count == 6 * 8 and training["infer"].count == 10
-    cams = works(of, "infer_cams.2-of-2", replace(FEW, train=23))
-    assert (cams["infer"].count, cams["infer"].each) == (11, 2 * one)  # every second of 23; and its mirror image
-    labels = works(of, "make_labels.crf.1-of-2")
-    assert labels["crf"].count == 2 * 12 and labels["crf"].each == 64 * 64 * 2  # two runs of two iterations
-    assert labels["crf"].what[1] == 3  # of two classes and the background
-    assert "crf" not in works(of, "make_labels.cam.1-of-2")
-    network = networks.segmenter(of.networks["default"], 6)
-    step = networks.forward(network, 64, 64)
-    single = works(of, "train_segmenter.crf.single.seed0")["train"]
-    assert (single.count, single.each) == (2 * 24 // 8, 8 * 3 * step)
-    beco = works(of, "train_segmenter.crf.beco.seed0")["train"]
-    assert beco.each == 8 * 2 * (3 + 1) * step  # two networks, which are asked for labels first
-    warm = 6 / 80  # steps of the warm-up, which ask for none
-    assert beco.count * beco.each == pytest.approx(8 * 2 * step * (4 * (6 - warm) + 3 * warm))
-
-
-def test_a_test_time_crf_weighs_all_classes() -> None:
-    of = config(prediction={"crf": {"iterations": 5}, "scales": [1.0, 0.5], "flip": True})
-    found = works(of, "predict.crf.beco.seed0")
-    assert (found["crf"].count, found["crf"].each, found["crf"].what[1]) == (10, 64 * 64 * 5, 7)
-    spec = networks.segmenter(of.networks["default"], 6)
-    both = networks.forward(spec, 64, 64) + networks.forward(spec, 32, 32)
-    assert found["infer"].each == 2 * 2 * both  # networks, mirror images
-    first = works(config(prediction={"networks": "first"}), "predict.crf.beco.seed0")["infer"]
-    assert first.each == networks.forward(spec, 64, 64)
-
-
-def test_where_squeezed_pictures_are_scored() -> None:
-    spec = networks.segmenter(config().networks["default"], 6)
-    pictures = replace(FEW, height=40, width=100)
-    runs = sum(len(experiment.seeds) for experiment in config().experiments.values())
-    pixels = {}
-    for where, squared in (("picture", 40 * 100), ("square", 96 * 96)):
-        of = config(prediction={"squeeze": 96, "score_at": where, "crf": {"iterations": 5}})
-        found = works(of, "predict.crf.beco.seed0", pictures)
-        assert found["infer"].each == 2 * networks.forward(spec, 96, 96)  # fed alike
-        assert found["write"].each == squared and found["crf"].each == 5 * squared
-        assert found["merge"].each == 2 * squared * 7
-        pixels[where] = plan(of, found=pictures).disk()
-    assert pixels["square"] - pixels["picture"] == runs * FEW.val * (96 * 96 - 40 * 100)
-
-
-# --- networks -------------------------------------------------------------------------------------------------
-
-
-class Two(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(images))
-
-
-def test_a_network_of_two_convolutions_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks.Spec, "build", lambda spec: Two())
-    spec = networks.Spec("segmenter", "two", 3)
-    by_hand = 2 * 10 * 12 * (3 * 8 * 9 + 8 * 4)
-    assert networks.forward(spec, 10, 12) == by_hand
-    assert networks.step(spec, 10) == 3 * by_hand * 10 // 12
-    assert networks.parameters(spec) == 3 * 8 * 9 + 8 + 8 * 4 + 4
-    assert networks.saved_bytes(spec, 10, 10) == 4 * 10 * 10 * (3 + 8)  # what the two convolutions are given
-
-
-def test_the_frozen_backbone_of_irn_learns_nothing() -> None:
-    of = config()
-    spec, plain = networks.irn(of.classifier, 6), networks.classifier(of.classifier, 6)
-    whole, backbone = networks.forward(spec, 64, 64), networks.forward(plain, 64, 64)
-    width = 64  # channels that the classifier's 1×1 convolution reads, at stride 16
-    backbone -= 2 * 4 * 4 * width * 6
-    assert networks.step(spec, 64) == backbone + 3 * (whole - backbone)
-
-
-def test_frozen_stages_learn_nothing_and_keep_nothing() -> None:
-    """Stem and layer1 by hand: 7×7 or 3×3 kernels at strides 2 and 4 of a picture of 64²."""
-    of = config(classifier={"encoder": {"name": "resnet18", "options": {"layers": [1, 1, 1, 1]}}})
-    half = of.classifier.model_copy(update={"frozen_stages": 1})
-    free, spec = networks.classifier(of.classifier, 6), networks.classifier(half, 6)
-    frozen = 2 * (32 * 32 * 64 * 3 * 49 + 2 * 16 * 16 * 64 * 64 * 9)
-    assert networks.forward(free, 64, 64) == networks.forward(spec, 64, 64)
-    assert networks.step(free, 64) - networks.step(spec, 64) == 2 * frozen
-    assert networks.saved_bytes(spec, 64, 64) < 0.6 * networks.saved_bytes(free, 64, 64)
-    assert networks.parameters(spec) == networks.parameters(free)
-
-
-def test_the_plan_builds_what_the_presets_train() -> None:
-    plain = config().classifier
-    other = plain.model_copy(update={"dilate": False, "batch_norm": "fixed"})
-    for make in (networks.classifier, networks.irn):
-        built = make(other, 6).build()
-        assert built.backbone.get_submodule("layer4.0.conv2").dilation == (1, 1)
-        assert make(plain, 6).build().backbone.get_submodule("layer4.0.conv2").dilation == (2, 2)
-        assert not built.train().backbone.get_submodule("layer4.0.bn1").training
-
-
-def test_encoders_that_cannot_be_built_on_paper() -> None:
-    network = {"architecture": "segformer", "encoder": {"name": "mit_b0"}, "output_stride": 32}
-    of = config(networks={"default": network})
-    spec = networks.segmenter(of.networks["default"], 6)
-    assert networks.forward(spec, 64, 64) > 1e6 and networks.saved_bytes(spec, 64, 64) > 1e5
-
-
-def test_memory_of_a_training_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks.Spec, "build", lambda spec: Two())
-    of, spec = config(), networks.Spec("segmenter", "by hand", 3)
-    schedule, optimiser = of.training.schedule, of.training.optimiser  # float32, AdamW
-    one = 4 * 4 * networks.parameters(spec) + 8 * (4 * 100 * 11 + 3 * 4 * 4 * 100)
-    assert room.training(spec, 10, 8, schedule, optimiser, 2) == 2 * one
+    found = pictures.count(of.dataset)
+    listed = trial.full(of, found)
+    names = [one.name for one in listed]
+    for number, one in enumerate(listed):
+        assert set(one.needs) <= set(names[:number]), one
+    training = next(one for one in listed if one.name == "train_segmenter.crf.beco.seed0")
+    assert (training.steps, training.learnt, training.rule) == (6, 48, "train_segmenter")
+    assert next(one for one in listed if one.name == "infer_cams.cam.1-of-2").shards == 2
+    known = trial.Trial("CPU", False, [])
+    assert trial._walk(known, of, found, Cut(), tmp_path / "walk", 8) == ""
+    tried = {trial.key(of, one) for one in listed}
+    assert set(known.took) == tried - {name for name in tried if name.split()[-1] == "beco"}  # one experiment's
+    for points in known.took.values():
+        assert points[0]["processor"] > 0.1 and points[0]["memory"] > 10**7 and points[0]["amount"] > 0
+    assert known.took["train_segmenter single"][0]["disk"] > 10**5
+    assert known.took["make_labels crf"][0]["disk"] == 0  # shards are temporary
+    assert not any(ROOT.glob(".snakemake/log/*tiny*")) and TINY.is_file()

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from beco.cli import dataset as cli
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.plan import room
-from beco.project import check, preflight
+from beco.project import check, preflight, room
 
 
 def of_weights(path: Path) -> dict[str, Any]:
