@@ -6,7 +6,6 @@ learns from them has more than image-level labels, and what is written names the
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beco.artifacts.files import file_hash, read_json, text_hash
-from beco.artifacts.ordered import in_order
+from beco.artifacts.ordered import allowed_threads, in_order
 from beco.datasets.manifest import IGNORE, Manifest, read_picture, refuse
 from beco.datasets.matching import pictures_of
 from beco.datasets.palette import opened
@@ -26,7 +25,6 @@ OBJECTS = "true objects of shapes"
 OUTLINE = 128
 """The saliency of outlines there, of which the masks say nothing: about half of their pixels are an object's."""
 SIZED = tuple[Path, tuple[int, int]]
-THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def in_folder(folder: Path, manifest: Manifest) -> Saliency:
             words = f"{two} are both of picture {name}; keep one" if paths else f"no saliency map of picture {name}"
             problems.append(f"{folder}: {words if paths else f'{words}; put it there, such as {name}.png'}")
     sized = [(path, manifest.size(name)) for name, path in files.items()]
-    problems += [line for line in in_order(_misfit, sized, THREADS, "looking at saliency maps") if line]
+    problems += [line for line in in_order(_misfit, sized, allowed_threads(), "looking at saliency maps") if line]
     refuse(problems, f"{folder}")
     return Saliency(files)
 
