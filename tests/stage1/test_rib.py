@@ -232,6 +232,9 @@ def test_what_is_frozen_learns_nothing(pictures: Manifest) -> None:
     learning = {name for name, one in fine.named_parameters() if one.requires_grad}
     assert {name.split(".")[1] for name in learning if name.startswith("backbone")} == {"layer3", "layer4"}
     assert all(one.requires_grad for one in network.parameters())
+    assert all(one.requires_grad for one in prepared(pictures, frozen_stages=-1).bench[0].parameters())
+    with pytest.raises(UserError, match="options of `rib`: frozen_stages: 9, but"):
+        prepared(pictures, frozen_stages=9)
 
 
 # --- as a source --------------------------------------------------------------------------------------------

@@ -49,7 +49,11 @@ OPTIONS = {
     "head_lr_factor": {"default": 10.0, "gt": 0, "description": "learning rate of the class maps, relative to it"},
     "momentum": {"default": 0.0, "ge": 0, "lt": 1, "description": "of SGD (original code: 1e-4, by a slip)"},
     "weight_decay": {"default": 1e-4, "ge": 0, "description": "of SGD"},
-    "frozen_stages": {"default": 2, "ge": 0, "description": "learn nothing, with the stem; as in the classifier"},
+    "frozen_stages": {
+        "default": 2,
+        "ge": -1,
+        "description": "of the backbone learn nothing, as the classifier's; 0: the stem alone; -1: all learns",
+    },
     "most_score": {
         "default": 100.0,
         "gt": 0,
@@ -87,6 +91,7 @@ class Rib(Localiser):
                 f"{inputs.start}: not a network of this source's classifier settings and classes; give both sources "
                 "the same classifier, and start from one that has a map for each class (cam)"
             ) from error
+        self.fresh()
 
     def losses(
         self, images: Tensor, batch: dict[str, Tensor], step: int, steps: int, draws: Draws
@@ -108,11 +113,20 @@ class Rib(Localiser):
         first = self.options["pooled_classes"]
         return torch.cat([pooled[:, :first], maps[:, first:].mean((2, 3))], 1) if first else pooled
 
+    def fresh(self) -> Rib:
+        """A copy to be fine-tuned; `UserError` if its backbone has no such stages."""
+        network, stages = copy.deepcopy(self).eval(), self.options["frozen_stages"]
+        try:
+            if stages >= 0:
+                freeze(network.backbone, stages, "the encoder")
+        except UserError as error:
+            raise UserError(f"options of `{self.method}`: {error} (here -1)") from error
+        return network
+
     # --- for each picture -----------------------------------------------------------------------------------
 
     def prepare(self, manifest: Manifest, inputs: Inputs) -> None:
-        network = copy.deepcopy(self).eval()
-        freeze(network.backbone, self.options["frozen_stages"], "the encoder")
+        network = self.fresh()
         others = _OtherPictures(manifest, self.options, self.normalise.mean.flatten().tolist())
         self.bench = (network, others)  # in a tuple, so that the network is no part of this one
 
