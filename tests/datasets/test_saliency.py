@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from beco.cli.stage1 import train_classifier
 from beco.config import Crop
 from beco.datasets import manifest as manifests
 from beco.datasets import saliency, shapes, voc
@@ -134,6 +135,31 @@ def test_the_folder_is_watched(drawn: Manifest, tmp_path: Path) -> None:
     Image.new("L", (48, 48), 9).save(folder / f"{drawn.ids[0]}.png")
     assert token() != given
     assert token(tmp_path / "gone") != given
+
+
+def test_the_command_takes_a_folder_and_records_it(drawn: Manifest, tmp_path: Path) -> None:
+    folder, manifest = filled(tmp_path / "maps", drawn), drawn.root.with_name("manifest.csv")
+    (tmp_path / "settings.yaml").write_text(
+        "{encoder: {name: resnet10t, options: {channels: [8, 8, 16, 16]}}, crop: {size: 32}, "
+        "schedule: {steps: 1, batch_size: 2}}"
+    )
+
+    def train(method: str, place: Path, token: str | None = None) -> None:
+        train_classifier(
+            manifest=manifest, root=drawn.root, output=tmp_path / "out", settings=str(tmp_path / "settings.yaml"),
+            method=method, saliency=place, watched=token, device="cpu", train_split="train", val_split="val",
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match="--saliency: `cam` does not use it"):
+        train("cam", folder)
+    with pytest.raises(UserError, match="`shapes` stands for the true objects of the embedded dataset"):
+        train("eps", Path("shapes"))
+    given = source_token(folder, tmp_path / "out", manifest, by_name)
+    train("eps", folder, given)
+    kept = json.loads((tmp_path / "out" / "classifier.json").read_bytes())
+    assert kept["inputs"] == {"saliency": saliency.in_folder(folder, drawn).identity()}
+    os.utime(folder / f"{drawn.ids[0]}.png", (1, 1))
+    assert source_token(folder, tmp_path / "out", manifest, by_name) == given
 
 
 @pytest.mark.parametrize("crop", [{"rescale": [1, 1], "size": 64}, {"rescale": [1, 1], "size": 32}])

@@ -1,4 +1,4 @@
-"""EPS: explicit pseudo-pixel supervision by saliency maps (Lee et al., CVPR 2021, section 3).
+"""EPS: explicit pseudo-pixel supervision by saliency maps (Lee et al., CVPR 2021).
 
 The network has a class map more, of the background. The softmax over all maps at each pixel is put together to an
 estimate of the saliency map, of which classes of the picture that lie within the salient part are foreground and all
@@ -89,7 +89,7 @@ class Eps(Localiser):
         return {"loss": loss, "loss_classes": on_classes.detach(), "loss_saliency": on_saliency.detach()}
 
     def estimate(self, shares: Tensor, targets: Tensor, saliency: Tensor, counted: Tensor) -> Tensor:
-        """What a picture's maps say of its saliency: (B, K+1, h, w) softmax -> (B, h, w) in [0, 1]; equation 3.
+        """What a picture's maps say of its saliency: (B, K+1, h, w) softmax -> (B, h, w) in [0, 1].
 
         The classes of `targets` (B, K) whose pixels are salient enough are the foreground, and the background takes
         the others of them; the gradient flows through the maps and not through that choice. `saliency` and `counted`

@@ -1,9 +1,10 @@
-"""RIB: reducing the information bottleneck (Lee et al., NeurIPS 2021, section 3).
+"""RIB: reducing the information bottleneck (Lee et al., NeurIPS 2021).
 
 Nothing is trained beforehand. For every single picture a fresh copy of a trained classifier is fine-tuned for a few
 steps without the final sigmoid, on the picture's own views and on crops of other pictures that show none of its
 classes, and the maps of all steps are summed. The score of a class is the mean of its map where that is low, so that
-regions which say little so far come to say more.
+regions which say little so far come to say more. The maps before the first step and after the last are among those
+summed.
 
 Otherwise than in the original code: the new mean is of all classes, there of the first 20 only, which on COCO is a
 quarter of them (the option `pooled_classes`); the limit on scores is on their mean over the views, so that it means the
@@ -105,7 +106,7 @@ class Rib(Localiser):
 
     def scores(self, maps: Tensor) -> Tensor:
         """Class maps (B, K, h, w) float32 -> scores (B, K): the mean over all cells of a map that is 0 but where it is
-        below `tau` of its maximum (the paper's GNDRP, equation 6); of a map without a positive cell 0.
+        below `tau` of its maximum (the paper's GNDRP); of a map without a positive cell 0.
         """
         most = maps.detach().amax((2, 3), keepdim=True)
         low = (maps.detach() < self.options["tau"] * most) & (most > 0)
