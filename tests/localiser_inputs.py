@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from beco.artifacts import store
 from beco.artifacts.pseudolabels import put
 from beco.config import Classifier
 from beco.datasets.manifest import Manifest
+from beco.datasets.saliency import Saliency
 from beco.schema.slots import LOCALISERS
 from beco.stage1 import train
 from beco.stage1.localisers.base import Inputs
@@ -35,7 +38,17 @@ def start(pictures: Manifest, settings: Classifier, folder: Path) -> Path:
     return folder / "start" / "classifier.safetensors"
 
 
-MAKERS = {"labels": labels, "start": start}
+def saliency(pictures: Manifest, settings: Classifier, folder: Path) -> Saliency:
+    """The true objects."""
+    return Saliency(None)
+
+
+Maker = Callable[[Manifest, Classifier, Path], Any]
+MAKERS: dict[str, Maker] = {"labels": labels, "start": start, "saliency": saliency}
+CHEAP: dict[str, dict[str, Any]] = {
+    "rib": {"steps": 2, "others": 2, "crop_size": 32, "least_side": 32, "most_side": 64, "lr": 1e-3}
+}
+"""Options of methods whose own ones take long."""
 
 
 def made(name: str, pictures: Manifest, settings: Classifier, folder: Path, when: str = "INPUTS") -> Inputs:

@@ -37,7 +37,7 @@ REPLACED = ("predict", "predict_split", "export_labels", "draw_shapes")
 """Commands that put a new folder in the place of the old one."""
 LISTED = ("import_labels", "export_labels", "archive")
 """Commands that read whatever files of these suffixes lie in the folder that they are given."""
-KEYS = ("labels", "masks", "root", "weights", "path")
+KEYS = ("labels", "masks", "root", "saliency", "weights", "path")
 """Keys of settings that name files."""
 WORDS = ("imagenet", "classifier", "truth")
 

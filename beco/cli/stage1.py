@@ -91,6 +91,14 @@ def train_classifier(
     start: Annotated[
         Path | None, typer.Option(help="classifier.safetensors to go on from, where the method wants one")
     ] = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of saliency maps of the training pictures, where the method wants them; shapes: the true "
+            "objects of the embedded dataset"
+        ),
+    ] = None,
+    watched: Annotated[str | None, typer.Option(help="of the workflow: TOKEN, see exchange/watch")] = None,
     device: Device = "auto",
     threads: Threads = 1,
     devices: Devices = 1,
@@ -101,17 +109,24 @@ def train_classifier(
     """Train a localiser, such as a multi-label classifier, on image-level labels."""
     from beco.config import Classifier, read_settings
     from beco.datasets import manifest as manifests
+    from beco.datasets import saliency as maps
+    from beco.datasets.matching import by_name
+    from beco.exchange import watch
     from beco.schema.stage1 import options_of
     from beco.stage1 import train as stage
     from beco.stage1.localisers.base import Inputs
     from beco.training.trainer import Compute
 
     own = read_settings(options_of(LOCALISERS.given(method, "--method")), options, "--options").model_dump()
-    inputs = Inputs(labels, start).checked(method)
-    wanted = stage.Wanted(read_settings(Classifier, settings), method, own, inputs)
-    pictures = manifests.read(manifest, root)
+    Inputs(labels, start, maps.Saliency({}) if saliency else None).checked(method)
+    chosen, pictures = read_settings(Classifier, settings), manifests.read(manifest, root)
+    learnt = pictures.split(train_split)
+    inputs = Inputs(labels, start, maps.given(saliency, learnt, manifest) if saliency else None)
     compute = Compute(device, threads, workers, devices, nodes)
-    stage.train(pictures.split(train_split), pictures.split(val_split), wanted, compute, output, replace)
+    wanted = stage.Wanted(chosen, method, own, inputs)
+    stage.train(learnt, pictures.split(val_split), wanted, compute, output, replace)
+    if watched and saliency:
+        watch.record(saliency, output, learnt.ids, watched, by_name)
 
 
 @app.command()

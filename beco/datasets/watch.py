@@ -47,9 +47,13 @@ class Listed(NamedTuple):
     mask: str
 
 
+PLACES = ("name", "root", "labels", "masks", "saliency", "shapes", "coco")
+"""Settings of a dataset that say where it is, and those of the masks alone."""
+
+
 def settings(dataset: Dataset) -> str:
     """The settings that a manifest follows from, as JSON: no paths, and not those of the masks alone."""
-    left_out: dict[str, Any] = dict.fromkeys(("name", "root", "labels", "masks", "shapes", "coco"), True)
+    left_out: dict[str, Any] = dict.fromkeys(PLACES, True)
     if dataset.format == "coco":
         left_out["coco"] = dataset.coco.mask_keys()
     return dataset.model_dump_json(exclude=left_out)

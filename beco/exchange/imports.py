@@ -17,10 +17,10 @@ from beco.artifacts.ordered import allowed_threads, in_order
 from beco.artifacts.pseudolabels import UNCERTAIN, put
 from beco.config import Import, Labels
 from beco.datasets.manifest import Manifest
+from beco.datasets.matching import claims
 from beco.errors import UserError
 from beco.exchange.foreign import Kind, Unfit
 from beco.exchange.foreign_formats import FORMATS, SAMPLE, SLACK, Labelled, read_labelled, read_mask, recognise
-from beco.exchange.matching import claims
 
 log = logging.getLogger("beco")
 

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from torch import nn
 
 from beco.config import Classifier, Config, Encoder, Network
-from beco.datasets import formats, shapes
+from beco.datasets import formats, saliency, shapes
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.datasets.meaning import order
@@ -66,6 +66,8 @@ def check(config: Config, quick: bool = False, elsewhere: bool = False) -> list[
         ("disk", partial(_disk, config, manifest)),
         ("software", partial(_software, config)),
     ]
+    if users := [name for name in config.used_sources() if config.saliency_of(name)]:
+        looks.insert(2, ("saliency", partial(_saliency, config, manifest, users)))
     if elsewhere:
         looks = [(name, look) for name, look in looks if name != "machine"]
     groups = [data]
@@ -201,6 +203,25 @@ def _imports(config: Config, manifest: Manifest | None, group: Group) -> None:
                 group.problems.append(f"{key}: {error}")
                 continue
         group.notes.append(f"{key}: {path} ({form})")
+
+
+def _saliency(config: Config, manifest: Manifest | None, users: list[str], group: Group) -> None:
+    """Look whether the folder is there, and with a manifest whether every training picture has a map of its size."""
+    place = Path(str(config.dataset.saliency))
+    if config.dataset.saliency is None:
+        group.notes.append(f"{saliency.OBJECTS}, for sources.{', sources.'.join(users)}")
+        return
+    try:
+        if manifest is not None:
+            saliency.in_folder(place, manifest.split("train"))
+        elif not place.is_dir():
+            raise UserError(f"{place}: no such folder; put the saliency maps there or change the path")
+    except Problems as error:
+        group.problems += [f"dataset.saliency: {line}" for line in error.lines]
+    except UserError as error:
+        group.problems.append(f"dataset.saliency: {error}")
+    else:
+        group.notes.append(f"dataset.saliency: {place}, for sources.{', sources.'.join(users)}")
 
 
 # --- machine ------------------------------------------------------------------------------------------------

@@ -70,6 +70,11 @@ class Dataset(Section):
     masks: Place | None = Field(
         None, description="folder with <picture's path without suffix>.png for some or all pictures (folder)"
     )
+    saliency: Place | None = Field(
+        None,
+        description="folder of saliency maps, grey pictures named as the training pictures, for the methods that want "
+        "them; null with shapes: the union of the true objects",
+    )
     val_share: Share = Field(0.2, description="share of the pictures for validation, if the CSV has no split (folder)")
     shapes: Shapes = Field(default_factory=Shapes, description="how the embedded set is drawn")
     coco: Coco = Field(default_factory=Coco, description="what is made of COCO's instances")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from beco.schema.base import Count, Fraction, Name, Place, Section, braced, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
-from beco.schema.slots import RECIPES
+from beco.schema.slots import LOCALISERS, RECIPES
 from beco.schema.stage1 import Cam, Classifier, Labels, Source
 from beco.schema.stage2 import Prediction, Training
 
@@ -117,7 +117,15 @@ class Config(Section):
             for name, recipe in self.labels.items()
             if recipe.imported
         }
+        if any(self.saliency_of(name) for name in self.used_sources()):
+            found["dataset.saliency"] = self.dataset.saliency
         return {key: path for key, path in found.items() if path not in (None, "imagenet", "classifier")}
+
+    def saliency_of(self, source: str) -> str | None:
+        """The saliency maps of a source whose method wants them: a folder, or `shapes` for its true objects."""
+        if "saliency" not in LOCALISERS.fact(self.sources[source].method, "INPUTS"):
+            return None
+        return self.dataset.saliency or ("shapes" if self.dataset.format == "shapes" else None)
 
     def classifiers(self) -> dict[str, Classifier]:
         """The classifier of each source that something is made of, by the key that sets it."""
@@ -222,6 +230,11 @@ class Config(Section):
         for name, source in self.sources.items():
             self._named(f"sources.{name}.start", source.start, self.sources, "sources")
             self._named(f"sources.{name}.labels", source.labels, self.labels, "labels")
+            if "saliency" in LOCALISERS.fact(source.method, "INPUTS") and not self.saliency_of(name):
+                raise ValueError(
+                    f"dataset.saliency: missing, but `{source.method}` (sources.{name}) needs it; set it to a folder "
+                    "of saliency maps"
+                )
         self._in_order()
         for name, experiment in self.experiments.items():
             if experiment.labels not in [*self.labels, "truth"]:

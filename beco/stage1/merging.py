@@ -28,15 +28,21 @@ def multi_scale_maps(network: Localiser, images: Tensor, targets: Tensor, settin
     shown = torch.cat([targets, targets]) if settings.flip else targets
     total = torch.zeros(())
     for scale in settings.scales:
-        fed = (max(round(height * scale), 1), max(round(width * scale), 1))
+        views = scaled(images, scale, settings.flip)
+        fed = views.shape[-2:]
         sides = (stride * height / fed[0] / STRIDE, stride * width / fed[1] / STRIDE)
-        scaled = images
-        if scale != 1:
-            scaled = F.interpolate(images, fed, mode="bilinear", antialias=scale < 1, align_corners=False)
-        views = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
-        maps = network.view(views.contiguous(memory_format=torch.channels_last), shown)
+        maps = network.view(views, shown)
         straight, *mirrored = maps.split(len(images))
         total = placed(straight, size, sides) + total.to(maps.device)
         for one in mirrored:
             total = placed(one, size, sides, mirrored=width / STRIDE) + total
     return total
+
+
+def scaled(images: Tensor, scale: float, flip: bool) -> Tensor:
+    """Pictures (B, 3, h, w) resized by a factor; with `flip` their mirror images after them: (2B, 3, …)."""
+    if scale != 1:
+        fed = tuple(max(round(side * scale), 1) for side in images.shape[-2:])
+        images = F.interpolate(images, fed, mode="bilinear", antialias=scale < 1, align_corners=False)
+    views = torch.cat([images, images.flip(-1)]) if flip else images
+    return views.contiguous(memory_format=torch.channels_last)

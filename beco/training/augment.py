@@ -14,6 +14,7 @@ from beco.artifacts.pseudolabels import PseudoLabels
 from beco.config import Crop, Encoder
 from beco.datasets.belonging import check_label
 from beco.datasets.manifest import IGNORE, Manifest
+from beco.datasets.saliency import Saliency
 from beco.training.crops import weak_transform
 from beco.training.pixels import IMAGENET_MEAN, mean_and_std
 
@@ -38,6 +39,36 @@ class ClassifierPictures(Dataset[dict[str, Tensor]]):
         torch.default_generator.manual_seed(draw)  # torchvision draws from the global generator
         image = self.transform(_image(self.manifest, self.ids[index]))
         return {"image": image.as_subclass(Tensor), "target": torch.from_numpy(self.targets[index])}
+
+
+class SalientPictures(ClassifierPictures):
+    """The same with saliency maps.
+
+    Items hold `saliency` (S, S) float32 in [0, 1] and `inside` (S, S) bool, false where the crop reaches beyond the
+    picture, too.
+    """
+
+    def __init__(
+        self, manifest: Manifest, saliency: Saliency, crop: Crop, mean: Sequence[float] = IMAGENET_MEAN
+    ) -> None:
+        super().__init__(manifest, crop, mean)
+        self.saliency = saliency
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        index, draw = key
+        image_id = self.ids[index]
+        plane = torch.from_numpy(self.saliency.plane(self.manifest, image_id))
+        torch.default_generator.manual_seed(draw)
+        image, planes = self.transform(
+            _image(self.manifest, image_id), tv_tensors.Mask(torch.stack([plane, torch.ones_like(plane)]))
+        )
+        saliency, inside = planes.as_subclass(Tensor)  # beyond the picture both are 255
+        return {
+            "image": image.as_subclass(Tensor),
+            "target": torch.from_numpy(self.targets[index]),
+            "saliency": torch.where(inside == 1, saliency, 0).float() / 255,
+            "inside": inside == 1,
+        }
 
 
 class LabelledPictures(Dataset[dict[str, Tensor]]):

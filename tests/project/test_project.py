@@ -314,6 +314,9 @@ def test_check_tells_everything_at_once(
     values["encoders"]["own"]["weights"] = "gone.safetensors"
     values["labels"]["theirs"] = {"refine": "import", "source": {"path": "gone labels"}}
     values["labels"]["crf"]["crf"]["backend"] = "pydensecrf"
+    values["labels"]["salient"] = {"source": "eps"}
+    values["sources"] = {"cam": {}, "eps": {"method": "eps"}}
+    values["dataset"]["saliency"] = "gone maps"
     values["compute"] = {"device": "cuda"}
     config.write_text(yaml.safe_dump(values))
     monkeypatch.setattr(check, "find_spec", lambda name: None)
@@ -322,17 +325,39 @@ def test_check_tells_everything_at_once(
         (own / "my pictures" / name).unlink()
     status, said = checked(config, capsys)
     lines = [line for line in said.splitlines() if "✗" in line]
-    assert status == 1 and len(lines) == 7 and "To mend: 7." in said, said
+    assert status == 1 and len(lines) == 8 and "To mend: 8." in said, said
     for words in [
         "02.jpg: no such picture",
         "Tag 03.webp: no such picture",
         "gone.safetensors: no such weights file",
         "gone labels: no such folder",
+        "dataset.saliency: gone maps: no such folder",
         "cuda asked for, but torch sees no GPU",
         "classifier.schedule.precision: fp16 needs a GPU",
         "pydensecrf is not installed; set torch",
     ]:
         assert sum(words in line for line in lines) == 1, (words, said)
+
+
+def test_check_looks_at_saliency_maps(own: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = init(own, masks=own / "masks")
+    values = yaml.safe_load(config.read_text())
+    values["labels"]["salient"] = {"source": "eps"}
+    values["sources"] = {"cam": {}, "eps": {"method": "eps"}}
+    values["dataset"]["saliency"] = str(tmp_path / "maps")
+    config.write_text(yaml.safe_dump(values))
+    pictures = formats.build(read_config(str(config), True).dataset, tmp_path / "manifest.csv").split("train")
+    (tmp_path / "maps").mkdir()
+    for image_id in pictures.ids:
+        Image.new("L", pictures.size(image_id)[::-1]).save(tmp_path / "maps" / f"{image_id}.png")
+    status, said = checked(config, capsys)
+    assert status == 0 and f"dataset.saliency: {tmp_path / 'maps'}, for sources.eps" in said
+    first, second, *_ = pictures.ids
+    (tmp_path / "maps" / f"{first}.png").unlink()
+    Image.new("L", (7, 5)).save(tmp_path / "maps" / f"{second}.png")
+    status, said = checked(config, capsys)
+    assert status == 1 and "To mend: 2." in said
+    assert f"no saliency map of picture {first}" in said and f"{second}.png: is 7×5, its picture" in said
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,19 @@ def test_labels_made_of_what_is_made_of_them() -> None:
 def test_what_is_wrong_with_the_common_section_is_said_once() -> None:
     said = refusal(classifier={"sede": 1}, sources={"a": {}, "b": {}})
     assert said.count("sede") == 1 and "config: classifier.sede" in said
+
+
+def test_a_method_that_wants_saliency_maps_has_the_datasets() -> None:
+    sources = {"cam": {}, "other": {"method": "eps"}}
+    labels = {"crf": {"source": "other"}}
+    own = {"format": "voc", "root": "voc"}
+    words = "dataset.saliency: missing, but `eps` (sources.other) needs it; set it to a folder of saliency maps"
+    assert words in refusal(sources=sources, labels=labels, dataset=own)
+    config = read(sources=sources, labels=labels, dataset=own | {"saliency": "maps"})
+    assert config.saliency_of("other") == "maps" and config.saliency_of("cam") is None
+    assert config.needed()["dataset.saliency"] == "maps"
+    unused = read(sources=sources, dataset=own | {"saliency": "maps"})
+    assert "dataset.saliency" not in unused.needed()
+    drawn = read(sources=sources, labels=labels)
+    assert drawn.saliency_of("other") == "shapes" and "dataset.saliency" not in drawn.needed()
+    assert read(sources=sources, dataset={"saliency": "maps"}).saliency_of("other") == "maps"

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from functools import cache
 from pathlib import Path
 
 from beco.config import parse_yaml, validate_config
 from beco.datasets import watch
+from beco.datasets.matching import by_name
 from beco.errors import UserError
 from beco.exchange.watch import source_token
 from beco.artifacts.files import hold

@@ -31,7 +31,34 @@ def localiser_inputs(wildcards):
     source = source_of(wildcards)
     start = ["--start", classifier(source.start)] if source.start else []
     labels = ["--labels", f"{BASE}/{source.labels}/labels.h5"] if source.labels else []
-    return start + labels
+    folder = saliency_folder(wildcards)
+    watched = ["--watched", saliency_token(wildcards.source)] if folder else []
+    return start + labels + watched
+
+
+def saliency_folder(wildcards):
+    """The folder of the saliency maps that a source learns from, if it does and they are not drawn."""
+    return CONFIG.saliency_of(wildcards.source) and CONFIG.dataset.saliency
+
+
+def saliency_option(wildcards):
+    """The same for a shell; no trigger, since a resource: what is in the folder has a token."""
+    found = CONFIG.saliency_of(wildcards.source)
+    return shlex.join(["--saliency", found]) if found else ""
+
+
+@cache
+def saliency_token(source):
+    """What a training depends on of its saliency maps, looked at once."""
+    folder = Path(CONFIG.dataset.saliency)
+    base = Path(f"{BASE}/{source}/classifier")
+    return source_token(folder, base, Path(MANIFEST), by_name)
+
+
+def watched_by_localiser(wildcards):
+    """What a localiser's training depends on: the pictures, and the masks if the objects drawn are its saliency maps."""
+    drawn = CONFIG.saliency_of(wildcards.source) and not saliency_folder(wildcards)
+    return watched(*["train_masks"] * bool(drawn))
 
 
 def map_labels(wildcards):

@@ -24,18 +24,19 @@ rule train_classifier:
         root=dataset_root(),
         device=COMPUTE.device,
         workers=COMPUTE.workers,
+        saliency=saliency_option,
     params:
         method=lambda wildcards: source_of(wildcards).method,
         settings=lambda wildcards: source_of(wildcards).classifier.model_dump_json(),
         options=lambda wildcards: json.dumps(source_of(wildcards).options),
         inputs=localiser_inputs,
-        watched=watched(),
+        watched=watched_by_localiser,
         code=localiser_code("beco.stage1.train"),
     message:
         "Training the localiser `{wildcards.source}` on image-level labels"
     shell:
         "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {resources.root:q}"
-        " --method {params.method} --options {params.options:q} {params.inputs:q}"
+        " --method {params.method} --options {params.options:q} {params.inputs:q} {resources.saliency}"
         ' --settings {params.settings:q} --output "$(dirname {output.network:q})" --replace'
         " --device {resources.device} --workers {resources.workers} --threads {threads}"
 

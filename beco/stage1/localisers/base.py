@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from beco.artifacts.files import file_hash
 from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
+from beco.datasets.saliency import Saliency
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
@@ -29,6 +30,7 @@ class Inputs:
 
     labels: Path | None = field(default=None, metadata={"what": "the labels.h5 of a stage-one recipe"})
     start: Path | None = field(default=None, metadata={"what": "the classifier.safetensors that it goes on from"})
+    saliency: Saliency | None = field(default=None, metadata={"what": "a folder of saliency maps"})
 
     def checked(self, method: str, when: str = "INPUTS") -> Inputs:
         """Itself, if it is what a localiser wants in its training (INPUTS) or for its maps (MAP_INPUTS); else a
@@ -44,9 +46,13 @@ class Inputs:
         return self
 
     def hashes(self) -> dict[str, str]:
-        """What each file is known by."""
+        """What each is known by."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: file_hash(path) for name, path in given.items() if path is not None}
+        return {
+            name: one.identity() if isinstance(one, Saliency) else file_hash(one)
+            for name, one in given.items()
+            if one is not None
+        }
 
 
 class Localiser(nn.Module, ABC):
