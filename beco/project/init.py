@@ -206,8 +206,6 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "head": 10 if begin.pretrained else 1,
         "segmenter_head": 4 if begin.light else 10 if begin.pretrained else 1,
         "cam_scales": [1.0, 1.5, 2.0] if (looked_at or known.median) <= TINY else [0.5, 1.0, 1.5, 2.0],
-        # constants that go with the class maps of each encoder until thresholds are found picture by picture
-        "thresholds": (0.6, 0.7, 0.5) if begin.light else (0.2, 0.3, 0.15 if tiny else 0.05),
         "tiny": tiny,
         "atrous_rates": [1, 2, 3] if crop <= 96 else [2, 4, 6] if crop <= 256 else [6, 12, 18],
         "decoder_channels": 256 if gpu and begin.pretrained else 128 if begin.pretrained else 64,
