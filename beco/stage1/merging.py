@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,12 +12,20 @@ from beco.artifacts.grids import STRIDE, grid
 from beco.config import Cam
 from beco.stage1.placing import placed
 
-if TYPE_CHECKING:
-    from beco.stage1.localisers.base import Localiser
+
+class Viewer(Protocol):
+    """What gives a map of one view, see `beco.stage1.localisers.base.Localiser`."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels to a cell."""
+
+    def view(self, images: Tensor, targets: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, K) -> (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
 
 @torch.inference_mode()
-def multi_scale_maps(network: Localiser, images: Tensor, targets: Tensor, settings: Cam) -> Tensor:
+def multi_scale_maps(network: Viewer, images: Tensor, targets: Tensor, settings: Cam) -> Tensor:
     """Sum of a localiser's views over scales and mirror images: (B, 3, h, w) -> (B, C, ⌈h/4⌉, ⌈w/4⌉) float32.
 
     `targets` (B, K) float32 in {0, 1}: the classes that the pictures show. Each map is read where its cells lie on the
