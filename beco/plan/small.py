@@ -151,7 +151,9 @@ def _at_hand(config: Config, values: dict[str, Any]) -> None:
         if section["weights"] not in (None, "classifier", "imagenet"):
             section["weights"] = str(Path(section["weights"]).absolute())
     for section in _sections(values, "root"):
-        section |= {key: section[key] and str(Path(section[key]).absolute()) for key in ("root", "labels", "masks")}
+        section |= {
+            key: section[key] and str(Path(section[key]).absolute()) for key in ("root", "labels", "masks", "saliency")
+        }
     for name, recipe in values["labels"].items():
         if recipe["refine"] == "import":
             path = Path(recipe["source"]["path"])
