@@ -37,6 +37,8 @@ REPLACED = ("predict", "predict_split", "export_labels", "draw_shapes")
 """Commands that put a new folder in the place of the old one."""
 LISTED = ("import_labels", "export_labels", "archive")
 """Commands that read whatever files of these suffixes lie in the folder that they are given."""
+READ_IN = ("cams.h5", "classifier/classifier.json", "classifier/history.csv")
+"""What is read in the folder of a source of score maps."""
 KEYS = ("labels", "masks", "root", "saliency", "weights", "path")
 """Keys of settings that name files."""
 WORDS = ("imagenet", "classifier", "truth")
@@ -127,7 +129,8 @@ def _named(name: str, text: str) -> Iterator[Path]:
         if is_file:
             yield from _paths(parse_yaml(Path(text).read_text(encoding="utf-8-sig"), text))
         elif "=" in text and ": " not in text:
-            yield Path(text.partition("=")[2])
+            yield (folder := Path(text.partition("=")[2]))
+            yield from (folder / file for file in (READ_IN if name == "sources" else ()))
         elif ":" in text:
             yield from _paths(parse_yaml(text, name))
 

@@ -63,6 +63,7 @@ def run(words: list[str]) -> int:
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
     seconds, most = map(float, os.environ[LIMITS].split())
+    before = _spent()
     stopped, peak, begun = "", 0, time.perf_counter()
     log = Path(words[words.index("--log") + 1])
     imports = log.with_name(log.name + ".imports")
@@ -83,12 +84,20 @@ def run(words: list[str]) -> int:
             process.wait(0.1)
         except subprocess.TimeoutExpired:
             continue
-    clock, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    clock, used = time.perf_counter() - begun, _spent() - before
     apart = json.loads(imports.read_text(encoding="utf-8")) if imports.is_file() else (0.0, 0.0)
-    took = {"clock": clock, "processor": used.ru_utime + used.ru_stime, "memory": peak, "stopped": stopped}
+    # between two looks a job may have taken more, and a short one is met before it has begun
+    peak = max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+    took = {"clock": clock, "processor": used, "memory": peak, "stopped": stopped}
     took |= {"imports_clock": apart[0], "imports_processor": apart[1]}
     log.with_name(log.name + SUFFIX).write_text(json.dumps(took), encoding="utf-8")
     return process.returncode
+
+
+def _spent() -> float:
+    """Seconds of a processor that children which have ended took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

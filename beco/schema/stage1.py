@@ -189,10 +189,19 @@ class Import(Section):
     format: str = Field("auto", description="auto, or one of those that `beco import-labels --help` lists")
 
 
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, as entries of Snakemake's `--config` may be."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 Rule = Literal["otsu", "otsu_pooled", "li"]
 Background = Annotated[
     Annotated[Fraction, Tag(SCORE)] | Annotated[Rule, Tag(RULE)],
-    Discriminator(lambda given: RULE if isinstance(given, str) else SCORE),
+    Discriminator(lambda given: RULE if isinstance(given, str) and not _is_number(given) else SCORE),
 ]
 """A score that background has, or how a picture's own maps give it, see `beco.stage1.refine.thresholds`."""
 

@@ -117,7 +117,8 @@ CASES: dict[str, list[str]] = {
     "archive": ["archive", "predictions", "-o", "predictions/v.png"],
     "tables": ["tables", "--runs", "one:0:crf=predictions", "-o", "predictions"],
     "comparison": ["comparison", "--settings", "s.yaml", "--runs", "one:0:crf=predictions", "-o", "s.yaml"],
-    "report": ["report", *reads(Path()), "--runs", "one:0:crf=predictions", "--cams", "labels.h5", "-o", "labels.h5"],
+    "report": ["report", *reads(Path()), "--runs", "one:0:crf=predictions", "--source", "cam=first", "-o",
+               "first/cams.h5"],
     "plan": ["plan", "--configfile", "s.yaml", "-o", "s.yaml"],
     "plan, trial": ["plan", "--configfile", "s.yaml", "--save", "s.yaml"],
     "benchmark": ["benchmark", "--settings", "s.yaml", "-o", "s.yaml"],
@@ -157,7 +158,7 @@ def test_a_log_is_written_anew(at: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_output_that_is_an_input(at: Path, name: str) -> None:
-    for file in ("classifier.safetensors", "irn.safetensors", "networks.safetensors", "per_class.csv"):
+    for file in ("classifier.safetensors", "irn.safetensors", "networks.safetensors", "per_class.csv", "cams.h5"):
         (at / "first").mkdir(exist_ok=True)
         (at / "first" / file).write_text("something")
     (at / "s.json").write_text(SETTINGS)

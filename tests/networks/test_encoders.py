@@ -399,7 +399,7 @@ def test_an_unknown_model_and_block_and_option() -> None:
         ("hrnet_w18_small", 8, "output_stride: `hrnet_w18_small` cannot be dilated; set 32"),
         ("dla46_c", 16, "output_stride: `dla46_c` cannot be dilated; set 32"),
         ("ghostnet_050", 16, "output_stride: `ghostnet_050` cannot be dilated; set 32"),
-        ("cait_xxs24_224", 16, "takes pictures of 224×224 alone; choose a convolutional encoder"),
+        ("cait_xxs24_224", 16, "takes pictures of 224×224 alone; choose a convolutional one"),
         ("mambaout_femto", 32, "are no channels-first maps"),
     ],
 )

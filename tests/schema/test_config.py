@@ -397,4 +397,5 @@ def test_configurations_in_utf16(tmp_path: Path, encoding: str) -> None:
 
 @pytest.mark.parametrize("written", ["32", 32])
 def test_full_precision_needs_no_quotes(written: object) -> None:
-    assert validate_config(changed("training.schedule.precision", written)).training.schedule.precision == "32"
+    made = validate_config(changed("training.schedule", {"steps": 1, "precision": written}))
+    assert made.training.schedule.precision == "32"

@@ -326,7 +326,9 @@ def test_inputs_that_are_not_there(net: Path, pictures: Path, tmp_path: Path) ->
     (tmp_path / "bare").mkdir()
     assert "no such picture or folder" in predict(net, tmp_path / "none", "-o", tmp_path / "out", status=1)
     assert "no picture there" in predict(net, tmp_path / "bare", "-o", tmp_path / "out", status=1)
-    assert f"did you mean {net}?" in predict(net.parent, pictures, "-o", tmp_path / "out", status=1)
+    shutil.copytree(net, tmp_path / "runs" / "seed0")
+    said = predict(tmp_path / "runs", pictures, "-o", tmp_path / "out", status=1)
+    assert f"did you mean {tmp_path / 'runs' / 'seed0'}?" in said
     assert "name a run's folder" in predict(tmp_path / "bare", pictures, "-o", tmp_path / "out", status=1)
     assert not (tmp_path / "out").exists()
 

@@ -32,8 +32,10 @@ def labels(checkout: Checkout, dataset: str, *config: str, to: str = "cam/labels
 
 def test_another_folder_takes_what_is_kept(kept: Checkout) -> None:
     first, (other, added) = kept.folder / "results" / "tiny", labels(kept, "other")
-    assert added == 0 and (other / "classifier" / "classifier.safetensors").is_symlink()
-    assert (other / "classifier" / "history.csv").is_file() and not (other / "classifier" / "checkpoint.pt").exists()
+    assert added == 0 and (other / "cam" / "classifier" / "classifier.safetensors").is_symlink()
+    assert (other / "cam" / "classifier" / "history.csv").is_file() and not (
+        other / "cam" / "classifier" / "checkpoint.pt"
+    ).exists()
     for name in ("cam/cams.h5", "cam/labels.h5"):
         assert (other / name).read_bytes() == (first / name).read_bytes()
     with h5py.File(other / "cam" / "cams.h5") as file:  # two shards are two entries, not one twice

@@ -109,7 +109,7 @@ def test_a_time_limit_during_a_training(tmp_path: Path, cluster: Cluster) -> Non
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-    logs = (there.folder / ".snakemake" / "slurm_logs" / "rule_train_classifier").glob("*.log")
+    logs = (there.folder / ".snakemake" / "slurm_logs" / "rule_train_classifier").rglob("*.log")
     stops = [found for log in logs for found in re.findall(rf"SIGTERM at step (\d+) of {steps}", log.read_text())]
     print(f"stopped at {', '.join(sorted(stops, key=int))} of {steps} steps")
     assert stops and started(here, "--cores", "1", *wanted).wait(1200) == 0
@@ -156,10 +156,11 @@ def assert_asked_for(jobs: dict[str, list[list[str]]]) -> None:
 def assert_went_on(folder: Path, lost: str) -> None:
     """The cancelled training said where it stopped, and the next one started there."""
     assert lost, "the classifier's training was not met"
-    log = (folder / ".snakemake" / "slurm_logs" / "rule_train_classifier" / f"{lost}.log").read_text()
+    (path,) = (folder / ".snakemake" / "slurm_logs" / "rule_train_classifier").rglob(f"{lost}.log")
+    log = path.read_text()
     (step,) = re.findall(rf"beco: classifier: stopped by SIGTERM at step (\d+) of {STEPS}; the same command", log)
     assert 0 < int(step) < STEPS
-    again = (folder / "results" / "tiny" / "logs" / "train_classifier.log").read_text()
+    again = (folder / "results" / "tiny" / "logs" / "train_classifier.cam.log").read_text()
     assert f"classifier: going on from step {step} of {STEPS}" in again
 
 

@@ -225,7 +225,7 @@ def test_a_wrong_key_stops_before_any_job(finished: Checkout) -> None:
     assert "training.warm_up: unknown key; did you mean `warmup`?" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("target", ["manifest", "train_classifier", "pseudo_labels", "scores", "tables", "report"])
+@pytest.mark.parametrize("target", ["manifest", "classifiers", "pseudo_labels", "scores", "tables", "report"])
 def test_parts_of_the_road_can_be_named(finished: Checkout, target: str) -> None:
     assert finished.planned(target) == {}
 

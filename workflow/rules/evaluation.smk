@@ -249,6 +249,11 @@ rule archive:
 # Names for parts of the road: `snakemake --cores all pseudo_labels`, for one.
 
 
+rule classifiers:
+    input:
+        all_sources(f"{BASE}/{{source}}/classifier/classifier.json"),
+
+
 rule pseudo_labels:
     input:
         label_quality(),
