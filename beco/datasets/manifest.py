@@ -99,9 +99,10 @@ class Manifest:
         path = (self.root / self._text(with_masks.ids[0], "mask")).parent / MASK_RULE
         return read_json(path)["rule"] if path.is_file() else {}
 
-    def labels(self) -> NDArray[np.float32]:
-        """Image-level labels, (N, K) float32 of 0 and 1, rows as `ids`, columns as `classes`."""
-        return self.table[self.classes].to_numpy(dtype=np.float32, copy=True)
+    def labels(self, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Image-level labels, (N, K) float32 of 0 and 1, rows as `ids` (None: all pictures), columns as `classes`."""
+        table = self.table if ids is None else self.table.loc[list(ids)]
+        return table[self.classes].to_numpy(dtype=np.float32, copy=True)
 
     def present(self, image_id: str) -> list[int]:
         """Label values (1…K, ascending) of the classes in a picture."""

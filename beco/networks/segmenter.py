@@ -12,6 +12,7 @@ from beco.config import Network
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.heads import create_head
+from beco.networks.tokens import whole_patches
 from beco.training.augment import Normalise
 
 
@@ -72,9 +73,7 @@ class Segmenter(nn.Module):
 
         They cover the pictures as padded to the right and below to `multiple`s; see `enlarged`.
         """
-        height, width = self._padded(images.shape[-2], images.shape[-1])
-        gaps = (0, width - images.shape[-1], 0, height - images.shape[-2])
-        padded = F.pad(self.normalise(images), gaps)  # zero is the mean colour here
+        padded = whole_patches(self.normalise(images), self.multiple)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(padded)
         return self.decoder(features).float()

@@ -106,12 +106,10 @@ def transformer(encoder: Encoder) -> nn.Module | None:
 def in_timms_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """Tensors of a weights file in the names and shapes of timm's model, if they are in those of its authors.
 
-    By the library's own filter for the model: it knows the files of DINOv2 and v3, OpenAI's and OpenCLIP's towers, EVA
-    and Swin, and resamples position embeddings and patches of another size.
+    By the library's own filter for a plain transformer: it knows the files of DINOv2 and v3, OpenAI's and OpenCLIP's
+    towers and EVA, and resamples position embeddings and patches of another size. Of others they are left as they are.
     """
-    body: Any = getattr(backbone, "body", None)
-    if body is None:
+    if not isinstance(backbone, PlainTransformer):
         return state
-    origin = body.model if hasattr(body, "model") else body
-    change = getattr(sys.modules[type(origin).__module__], "checkpoint_filter_fn", None)
-    return change(dict(state), origin) if change and isinstance(backbone, PlainTransformer) else state
+    change = getattr(sys.modules[type(backbone.body).__module__], "checkpoint_filter_fn", None)
+    return change(dict(state), backbone.body) if change else state

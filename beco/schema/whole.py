@@ -135,11 +135,8 @@ class Config(Section):
         """The names of the sources that something is made of, and where the classifier of each is set: where it is the
         common one, there.
         """
-        return [
-            (name, "classifier" if source.classifier == self.classifier else f"sources.{name}.classifier")
-            for name, source in self.sources.items()
-            if name in self.used_sources()
-        ]
+        own = {name: self.sources[name].classifier != self.classifier for name in self.used_sources()}
+        return [(name, f"sources.{name}.classifier" if differs else "classifier") for name, differs in own.items()]
 
     def used_sources(self) -> list[str]:
         """The sources whose score maps or networks something is made of, in their order; at least the first."""

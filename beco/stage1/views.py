@@ -11,7 +11,7 @@ from beco.artifacts.files import file_hash
 from beco.artifacts.shards import shard_ids
 from beco.config import Cam
 from beco.datasets.manifest import Manifest
-from beco.stage1.localisers.base import Inputs, present
+from beco.stage1.localisers.base import Inputs
 from beco.stage1.maps import CELLS
 from beco.stage1.train import load
 from beco.training.batches import size_batches
@@ -41,7 +41,7 @@ def infer(
     attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes, **CELLS}
     with store.create(output, **attributes) as writer:
         for chosen, images in size_batches(manifest, ids, settings.resize, settings.batch_size, "CAMs"):
-            shown = present(manifest, chosen).to(device)
+            shown = torch.from_numpy(manifest.labels(chosen)).to(device)
             maps = network.score(images.to(device), shown, chosen, settings).cpu()
             for image_id, planes in zip(chosen, maps, strict=True):
                 values = manifest.present(image_id)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from own_methods import forget_code
 
 from beco.artifacts import sources
 from beco.artifacts.files import file_hash, text_hash
@@ -46,8 +47,7 @@ Edit = Callable[..., set[str]]
 def read_from(folder: Path) -> None:
     """Let `beco.artifacts.sources` read this folder in place of the package, and nothing that it remembers."""
     sources.PACKAGE = folder
-    for cached in (sources._file, sources._tree, sources._imports, sources._code):
-        cached.cache_clear()
+    forget_code()
 
 
 @pytest.fixture

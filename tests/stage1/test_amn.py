@@ -17,7 +17,6 @@ from beco.config import Cam, Classifier, Encoder, Shapes
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.stage1 import localisers
-from beco.stage1.localisers.base import present
 from beco.stage1.placing import placed
 from beco.training.batches import size_batches
 from beco.training.sampling import Draws
@@ -164,7 +163,9 @@ def prepared(pictures: manifests.Manifest, folder: Path, **options: Any) -> Any:
 def maps_of(net: Any, pictures: manifests.Manifest, batch: int = 8, resize: int | None = None) -> dict[str, Tensor]:
     settings, found = Cam(scales=[1, 0.5], resize=resize), {}
     for ids, images in size_batches(pictures, pictures.ids, resize, batch, "maps"):
-        for image_id, planes in zip(ids, net.score(images, present(pictures, ids), ids, settings), strict=True):
+        for image_id, planes in zip(
+            ids, net.score(images, torch.from_numpy(pictures.labels(ids)), ids, settings), strict=True
+        ):
             found[image_id] = net.finished(planes, image_id, pictures.present(image_id))
     return found
 
@@ -185,7 +186,7 @@ def test_maps_are_stretched_but_for_what_the_labels_call_background(
             view = torch.nn.functional.interpolate(image, fed, mode="bilinear", antialias=True)
             sides = 4 * height / fed[0], 4 * width / fed[1]
             for seen, mirrored in ((view, None), (view.flip(-1), width / 4)):
-                logits = net.logits(seen, present(pictures, [image_id]))[0]
+                logits = net.logits(seen, torch.from_numpy(pictures.labels([image_id])))[0]
                 total += placed(logits, size, sides, mirrored) / 4
         values = pictures.present(image_id)
         planes, kinds = total.softmax(0)[values], set()

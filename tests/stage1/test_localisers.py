@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from own_methods import edits
 
 from beco.artifacts import sources
 from beco.artifacts.files import read_json
@@ -194,13 +195,7 @@ def test_inputs_that_a_method_does_not_want_or_lacks(tmp_path: Path, own: Path) 
 
 @pytest.fixture
 def edited(own: Path) -> Iterator[Any]:
-    def edit(old: str, new: str) -> None:
-        (own / "localisers" / "peaks.py").write_text(TOY.replace(old, new), encoding="utf-8")
-        for cached in (sources._file, sources._tree, sources._imports, sources._code):
-            cached.cache_clear()
-
-    yield edit
-    edit("", "")
+    yield from edits(own / "localisers" / "peaks.py", TOY)
 
 
 def test_only_its_own_code_counts_for_a_source(edited: Any) -> None:

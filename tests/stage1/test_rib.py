@@ -21,7 +21,7 @@ from beco.errors import UserError
 from beco.schema import Shapes
 from beco.schema.stage1 import options_of
 from beco.stage1 import localisers, train, views
-from beco.stage1.localisers.base import Inputs, Localiser, present
+from beco.stage1.localisers.base import Inputs, Localiser
 from beco.stage1.merging import multi_scale_maps
 from beco.training.trainer import Compute
 
@@ -53,7 +53,7 @@ def scores(network: Localiser, pictures: Manifest, settings: Cam, ids: list[str]
     found = {}
     for image_id in ids or pictures.ids:
         image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None].float() / 255
-        found[image_id] = network.score(image, present(pictures, [image_id]), [image_id], settings)
+        found[image_id] = network.score(image, torch.from_numpy(pictures.labels([image_id])), [image_id], settings)
     return found
 
 
@@ -107,7 +107,7 @@ def test_without_a_learning_rate_it_is_the_classifiers_map(pictures: Manifest, s
     network, settings = prepared(pictures, lr=0.0, steps=steps), Cam(scales=[1, 0.5], flip=True)
     image_id = pictures.ids[0]
     image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None].float() / 255
-    plain = multi_scale_maps(network, image, present(pictures, [image_id]), settings)
+    plain = multi_scale_maps(network, image, torch.from_numpy(pictures.labels([image_id])), settings)
     found = scores(network, pictures, settings, [image_id])[image_id]
     assert plain.any() and torch.allclose(found, (steps + 1) * plain, rtol=1e-5, atol=1e-6)
     alone = network.normalised(found[0]) - network.normalised(plain[0])
@@ -116,7 +116,7 @@ def test_without_a_learning_rate_it_is_the_classifiers_map(pictures: Manifest, s
 
 def by_hand(network: Localiser, pictures: Manifest, image_id: str, options: dict[str, Any]) -> Tensor:
     """Fine-tuning written anew, on the picture alone: gradients by autograd, the step of SGD with weight decay."""
-    network, shown = copy.deepcopy(network).eval(), present(pictures, [image_id])[0]
+    network, shown = copy.deepcopy(network).eval(), torch.from_numpy(pictures.labels([image_id]))[0]
     image = torch.from_numpy(pictures.image(image_id)).permute(2, 0, 1)[None].float() / 255
     learning = {
         name: one
@@ -183,12 +183,12 @@ def test_others_share_no_class_with_the_picture(pictures: Manifest) -> None:
     network = prepared(pictures, others=50)
     others, drawn = network.bench[1], {}
     for image_id in pictures.ids:
-        own = present(pictures, [image_id])[0]
+        own = torch.from_numpy(pictures.labels([image_id]))[0]
         for step in range(2):
             parts = others.batches(image_id, step)
             shown = torch.cat([targets for _, targets in parts]) if parts else torch.zeros(0, 6)
             assert not (shown @ own).any()
-            disjoint = (present(pictures, pictures.ids) @ own == 0).sum()
+            disjoint = (torch.from_numpy(pictures.labels(pictures.ids)) @ own == 0).sum()
             assert len(shown) == disjoint  # all there are, where that is fewer than asked for
             drawn[image_id, step] = torch.cat([crops for crops, _ in parts]) if parts else shown
     again = others.batches(pictures.ids[0], 1)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from own_methods import edits
 from results_for_tests import make_labels, make_manifest, make_run
 
 from beco.artifacts import sources
@@ -164,13 +165,7 @@ def test_tables_say_how_many_networks_and_leave_out_what_it_does_not_use(name: s
 
 @pytest.fixture
 def edited(toy: Path) -> Iterator[Any]:
-    def edit(old: str, new: str) -> None:
-        (toy / "recipes" / "toy.py").write_text(TOY.replace(old, new), encoding="utf-8")
-        for cached in (sources._file, sources._tree, sources._imports, sources._code):
-            cached.cache_clear()
-
-    yield edit
-    edit("", "")
+    yield from edits(toy / "recipes" / "toy.py", TOY)
 
 
 def test_only_its_own_code_counts_for_a_training(edited: Any) -> None:

@@ -6,6 +6,11 @@ def weights_file(encoder):
     return existing([packages.weights_file(encoder)])
 
 
+def labels_file(name):
+    """The pseudo-labels of a stage-one recipe."""
+    return f"{BASE}/{name}/labels.h5"
+
+
 def classifier(source):
     """The network of a source."""
     return f"{BASE}/{source}/classifier/classifier.safetensors"
@@ -22,7 +27,7 @@ def localiser_starts(wildcards):
     return [
         *weights_file(source.classifier.encoder),
         *([classifier(source.start)] if source.start else []),
-        *([f"{BASE}/{source.labels}/labels.h5"] if source.labels else []),
+        *([labels_file(source.labels)] if source.labels else []),
     ]
 
 
@@ -30,7 +35,7 @@ def localiser_inputs(wildcards):
     """What a source has besides pictures and their labels, as options of `beco train-classifier`."""
     source = source_of(wildcards)
     start = ["--start", classifier(source.start)] if source.start else []
-    labels = ["--labels", f"{BASE}/{source.labels}/labels.h5"] if source.labels else []
+    labels = ["--labels", labels_file(source.labels)] if source.labels else []
     folder = saliency_folder(wildcards)
     watched = ["--watched", saliency_token(wildcards.source)] if folder else []
     return start + labels + watched
@@ -65,7 +70,7 @@ def map_labels(wildcards):
     """The labels that the maps of a source want again, if its method does."""
     source = source_of(wildcards)
     wanted = LOCALISERS.fact(source.method, "MAP_INPUTS")
-    return [f"{BASE}/{source.labels}/labels.h5"] if "labels" in wanted else []
+    return [labels_file(source.labels)] if "labels" in wanted else []
 
 
 def map_inputs(wildcards):
@@ -141,11 +146,7 @@ def pair_settings(wildcards):
 def pair_labels(wildcards):
     """The confident labels that IRN learns from: a CRF recipe's of the same settings, if there is one, or its own."""
     shared = CONFIG.pairs_of(wildcards.labels)
-    return (
-        f"{BASE}/{shared}/labels.h5"
-        if shared
-        else f"{BASE}/{wildcards.labels}/pairs.h5"
-    )
+    return labels_file(shared) if shared else f"{BASE}/{wildcards.labels}/pairs.h5"
 
 
 def class_maps(wildcards):
@@ -215,9 +216,7 @@ def import_token(labels):
 
 def pseudo_labels(wildcards):
     """The labels that an experiment learns from; none if it learns from the training masks."""
-    return (
-        [] if wildcards.labels == "truth" else [f"{BASE}/{wildcards.labels}/labels.h5"]
-    )
+    return [] if wildcards.labels == "truth" else [labels_file(wildcards.labels)]
 
 
 def starting_weights(wildcards):
@@ -243,7 +242,7 @@ def label_and_weight_options(wildcards):
     """Where the labels and the starting weights of a training are, as options of `beco train`."""
     options = []
     if wildcards.labels != "truth":
-        options += ["--labels", f"{BASE}/{wildcards.labels}/labels.h5"]
+        options += ["--labels", labels_file(wildcards.labels)]
     if network_of(wildcards).encoder.weights == "classifier":
         options += ["--classifier", classifier_of(wildcards)]
     return options

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -169,8 +168,3 @@ class Localiser(nn.Module, ABC):
         its maximum (plus 1e-5, as IRN does).
         """
         return planes / (planes.amax((1, 2), keepdim=True) + 1e-5)
-
-
-def present(manifest: Manifest, ids: list[str]) -> Tensor:
-    """Which classes pictures show: (B, K) float32 in {0, 1}."""
-    return torch.tensor(manifest.table.loc[ids, manifest.classes].to_numpy(dtype="float32"))

@@ -26,7 +26,7 @@ from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.frozen import freeze
-from beco.stage1.localisers.base import Inputs, Localiser, present
+from beco.stage1.localisers.base import Inputs, Localiser
 from beco.stage1.merging import multi_scale_maps, scaled
 from beco.training.augment import ClassifierPictures, unit_range
 from beco.training.sampling import Draws, mixed_seed
@@ -206,7 +206,7 @@ class _OtherPictures:
         crop = Crop.model_validate({"size": options["crop_size"], "long_side": sides})
         self.pictures, self.options = ClassifierPictures(manifest, crop, mean), options
         self.index = {name: number for number, name in enumerate(manifest.ids)}
-        self.shown = present(manifest, manifest.ids)
+        self.shown = torch.from_numpy(manifest.labels())
 
     def batches(self, image_id: str, step: int) -> list[tuple[Tensor, Tensor]]:
         """The crops of a step, a few at a time: (B, 3, S, S) uint8 and their classes (B, K) float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from beco.training.sampling import Draws
 Piece = Callable[[], object]
 
 
-class Recipe(nn.Module):
+class Recipe(nn.Module, ABC):
     """Turns a batch of pseudo-labelled pictures into losses.
 
     A batch holds `image` (B, 3, H, W) uint8, `label` (B, H, W) uint8 with 255 = no opinion, `reliable` (B, H, W) bool,
@@ -61,11 +62,11 @@ class Recipe(nn.Module):
         nothing = torch.zeros_like(given.reliable)
         return Supervision(images, given.label, given.reliable, nothing, nothing)
 
+    @abstractmethod
     def losses(
         self, logits: list[Tensor], target: Supervision, batch: dict[str, Tensor], step: int, steps: int
     ) -> dict[str, Tensor]:
         """Scalars by name, of which `loss` is learnt from; `logits` are (B, K+1, H, W), one for each network."""
-        raise NotImplementedError
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int, draws: Draws) -> dict[str, Tensor]:
         given = Opinion(batch["label"].long(), batch["reliable"])
