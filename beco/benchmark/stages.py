@@ -140,7 +140,7 @@ def _labels(refine: str, size: int) -> Task:
     def make() -> object:
         cam = upsampled(planes, size, size)
         if refine == "none":
-            return stage.from_scores(with_background(cam, settings.background), values)
+            return stage.from_scores(with_background(cam, *settings.one_score()), values)
         return stage.from_crf(image, cam, values, settings)
 
     return make

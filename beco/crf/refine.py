@@ -24,8 +24,8 @@ def refine(image: np.ndarray, label: np.ndarray, labels: int, settings: Crf) -> 
 def posterior(image: np.ndarray, probabilities: np.ndarray, settings: Crf) -> np.ndarray:
     """Mean-field posterior whose unary is -log of `probabilities`, which are clipped to 1e-5…1 first.
 
-    `image` (H, W, 3) uint8 RGB, `probabilities` (C, H, W) float32 in [0, 1]. `settings.gt_prob` plays no part. Returns
-    (C, H, W) float32 that sums to 1 over the classes.
+    `image` (H, W, 3) uint8 RGB, `probabilities` (C, H, W) float32 in [0, 1], which need not sum to 1.
+    `settings.gt_prob` plays no part. Returns (C, H, W) float32 that sums to 1 over the classes.
     """
     return _mean_field(image, -np.log(np.clip(probabilities, FLOOR, 1)), settings)
 

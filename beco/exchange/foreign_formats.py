@@ -24,7 +24,7 @@ from beco.datasets.palette import DAMAGED, PICTURE_FORMATS, turn_upright, voc_pa
 from beco.errors import UserError
 from beco.exchange.foreign import Dictionary, Kind, Unfit, read_dictionary, unfit_to_read
 from beco.stage1.refine.labels import from_scores, share_of_maximum
-from beco.stage1.refine.thresholds import with_background
+from beco.stage1.refine.thresholds import complement, with_background
 
 PLANES = ("high_res", "attn_highres", "cam")  # the largest first
 SAMPLE = 16
@@ -213,7 +213,7 @@ def settled(scores: Scores, size: tuple[int, int], classes: int, background: flo
     if scores.background == "constant":
         planes = with_background(planes, background)
     elif scores.background == "complement":
-        planes = np.concatenate([1 - planes.max(0, initial=0, keepdims=True), planes])
+        planes = np.concatenate([complement(planes), planes])
     elif scores.background == "logits":
         planes = softmax(planes.astype(np.float64), axis=0)  # float32 ends at differences of 100
     sums_to_one = bool((np.abs(planes.sum(0) - 1) < 1e-4).all())  # a softmax or a CRF's posterior

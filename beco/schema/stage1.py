@@ -164,20 +164,21 @@ class Irn(Section):
     squarings: Annotated[int, Field(ge=0, le=16)] = Field(
         8, description="the walk takes 2^squarings steps (code: exp_times)"
     )
+    cam_power: Positive = Field(
+        1.0, description="power to which class maps are raised before the walk (RIB's and AMN's code: 1.3)"
+    )
     resize: Annotated[int, Field(ge=32)] | None = Field(
         None, description="long side of the picture for the walk, pixels; null: the picture's own size"
     )
     seed: int = Field(0, ge=0, description="seed of initialisation and augmentation")
 
-    @staticmethod
-    def walk_keys() -> set[str]:
+    def walk_keys(self) -> set[str]:
         """The settings of the random walk alone: a change of them trains nothing again."""
-        return {"walk_radius", "beta", "squarings", "resize"}
+        return {"walk_radius", "beta", "squarings", "resize", *({"cam_power"} if self.cam_power != 1 else ())}
 
-    @classmethod
-    def training_keys(cls) -> set[str]:
+    def training_keys(self) -> set[str]:
         """The settings of the training."""
-        return set(cls.model_fields) - cls.walk_keys()
+        return set(type(self).model_fields) - self.walk_keys() - {"cam_power"}
 
 
 class Import(Section):
@@ -198,7 +199,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-Rule = Literal["otsu", "otsu_pooled", "li"]
+Rule = Literal["otsu", "otsu_pooled", "li", "power"]
 Background = Annotated[
     Annotated[Fraction, Tag(SCORE)] | Annotated[Rule, Tag(RULE)],
     Discriminator(lambda given: RULE if isinstance(given, str) and not _is_number(given) else SCORE),
@@ -215,7 +216,8 @@ class Labels(Section):
     background: Background = Field(
         0.15,
         description="score of the background (refine: none; irn, where 0.25 is published), or a rule that needs no "
-        "masks and serves crf, too: otsu, for each class of each picture; otsu_pooled, one for a picture; li",
+        "masks and serves crf, too: otsu, for each class of each picture; otsu_pooled, one for a picture; li; or "
+        "power: at each pixel a power of what its best class leaves of 1",
     )
     foreground_threshold: Fraction = Field(
         0.30, description="background score in the run whose foreground is believed (refine: crf, without a rule)"
@@ -231,7 +233,23 @@ class Labels(Section):
         0.1,
         description="with a rule, how much lower the score is in the run whose background is believed (refine: crf)",
     )
-    crf: Crf = Field(default_factory=Crf, description="parameters of the CRF (refine: crf)")
+    power: Positive = Field(6.0, description="that power (background: power with refine: none or irn)")
+    foreground_power: Positive = Field(
+        4.0, description="the lower power, of the run whose foreground is believed (background: power, refine: crf)"
+    )
+    background_power: Positive = Field(
+        24.0, description="the higher power, of the run whose background is believed (background: power, refine: crf)"
+    )
+    unary: Literal["labels", "scores"] = Field(
+        "labels",
+        description="what the CRF starts from (refine: crf): the label of the best score, believed with gt_prob (IRN), "
+        "or the scores themselves (PSA)",
+    )
+    crf: Crf = Field(
+        default_factory=Crf,
+        description="parameters of the CRF (refine: crf); with unary: scores PSA's, bilateral_sxy 80 and "
+        "bilateral_srgb 13, are the defaults",
+    )
     irn: Irn = Field(default_factory=Irn, description="training and random walk (refine: irn)")
     source: (
         Annotated[
@@ -250,15 +268,25 @@ class Labels(Section):
 
     def label_keys(self) -> set[str]:
         """The settings that the labels follow from, given the CAMs or, with refine: irn, the scores of the walk."""
-        by_crf = {"foreground_threshold", "background_threshold", "crf"}
-        if isinstance(self.background, str):
-            by_crf = {"background", "foreground_margin", "background_margin", "crf"}
-        return {"refine", *({"none": {"background"}, "irn": {"background"}, "crf": by_crf}.get(self.refine, set()))}
+        rule = self.background if isinstance(self.background, str) else None
+        if self.refine in ("none", "irn"):
+            return {"refine", "background", *(["power"] if rule == "power" else [])}
+        if self.refine != "crf":
+            return {"refine"}
+        kind = "threshold" if rule is None else "power" if rule == "power" else "margin"
+        scores = {f"foreground_{kind}", f"background_{kind}", *(["background"] if rule else [])}
+        return {"refine", "crf", *scores, *(["unary"] if self.unary != "labels" else [])}
+
+    def one_score(self) -> tuple[Background, float]:
+        """Background score, and its power where it is one (refine: none, irn): as `with_background` takes them."""
+        return self.background, self.power if self.background == "power" else 0.0
 
     def two_scores(self) -> tuple[tuple[Background, float], tuple[Background, float]]:
         """Background scores of the runs whose foreground and whose background is believed, each with what is added to
-        it (refine: crf).
+        it, or its power (refine: crf).
         """
+        if self.background == "power":
+            return ("power", self.foreground_power), ("power", self.background_power)
         if isinstance(self.background, str):
             return (self.background, self.foreground_margin), (self.background, -self.background_margin)
         return (self.foreground_threshold, 0.0), (self.background_threshold, 0.0)
@@ -266,6 +294,40 @@ class Labels(Section):
     def for_pairs(self) -> Labels:
         """The recipe of the confident labels that IRN learns from (refine: irn): its own, by CRF."""
         return self.model_copy(update={"refine": "crf"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kernels_for_scores(cls, given: Any) -> Any:
+        """The CRF's own defaults where it starts from scores."""
+        if isinstance(given, dict) and given.get("unary") == "scores" and isinstance(given.get("crf", {}), dict):
+            return {**given, "crf": {"bilateral_sxy": 80.0, "bilateral_srgb": 13.0, **given.get("crf", {})}}
+        return given
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Labels:
+        """Refuse what would be without effect; what is as by default may stand anywhere."""
+        two, power = self.refine in ("crf", "irn"), self.background == "power"
+        idle = {
+            "power": (power and self.refine in ("none", "irn"), "background: power with refine: none or irn"),
+            "foreground_power": (power and two, "background: power with refine: crf or irn"),
+            "background_power": (power and two, "background: power with refine: crf or irn"),
+            "unary": (two, "refine: crf or irn"),
+        }
+        for key, (used, by) in idle.items():
+            if not used and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: without effect but for {by}; set that, or leave {key} out")
+        if self.irn.cam_power != 1 and self.refine != "irn":
+            raise ValueError("irn.cam_power: without effect but for refine: irn; set that, or leave it out")
+        if self.unary == "scores" and self.background in ("otsu", "otsu_pooled", "li"):
+            raise ValueError(
+                f"unary: scores needs the background's score beside the classes', and {self.background} takes it off "
+                "theirs; write background: power or a score, or unary: labels"
+            )
+        if self.unary == "scores" and self.crf.gt_prob != Crf.model_fields["gt_prob"].default:
+            raise ValueError("crf.gt_prob: without effect with unary: scores, which believes no label; leave it out")
+        if two and power and self.foreground_power >= self.background_power:
+            raise ValueError("background_power must exceed foreground_power: the higher, the less is background")
+        return self
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> Labels:

@@ -181,15 +181,18 @@ class Config(Section):
         recipe = self.labels[name]
         if recipe.refine != "irn":
             return None
-        keys = {"refine", "irn"} | recipe.for_pairs().label_keys()
-        wanted = self.source_of(name), recipe.model_dump(include=keys)
-        found = {other: (self.source_of(other), entry.model_dump(include=keys)) for other, entry in self.labels.items()}
-        return next(other for other, one in found.items() if one == wanted)
+
+        def walk(other: str) -> tuple[str, dict[str, Any]]:
+            entry = self.labels[other]
+            keys = {"refine", "irn"} | entry.for_pairs().label_keys()
+            return self.source_of(other), entry.model_dump(include=keys)
+
+        return next(other for other in self.labels if walk(other) == walk(name))
 
     def swept_settings(self, name: str) -> str:
         """What a sweep depends on, as JSON: of a CRF recipe the CRF; its thresholds are what is swept."""
         recipe = self.labels[name]
-        return recipe.model_dump_json(include={"refine", "crf"} & recipe.label_keys())
+        return recipe.model_dump_json(include={"refine", "crf", "unary"} & recipe.label_keys())
 
     def swept(self) -> list[str]:
         """The recipes that are swept, if any: not imports, and of those that are swept alike the first."""

@@ -106,10 +106,10 @@ def alone(maps: Tensor) -> Tensor:
     """
     positive = maps.relu()
     shares = (positive - SMALL).relu() / (positive.amax((2, 3), keepdim=True) + SMALL)
-    return largest(with_background(shares))
+    return largest(with_complement(shares))
 
 
-def with_background(planes: Tensor) -> Tensor:
+def with_complement(planes: Tensor) -> Tensor:
     """Classes' planes (B, K, h, w) -> (B, 1 + K, h, w), the first 1 minus their maximum."""
     return torch.cat([1 - planes.amax(1, keepdim=True), planes], 1)
 

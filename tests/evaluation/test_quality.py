@@ -221,6 +221,8 @@ def test_a_sweep_of_the_crf_is_one_run_per_score(drawn: Manifest, cams: Path, tm
     close = settings.model_copy(update={"foreground_threshold": 0.3, "background_threshold": 0.2999})
     expected = made(drawn, cams, close, tmp_path / "close").metrics()
     assert expected["uncertain"] < 0.01 and found["miou"][0] == pytest.approx(expected["miou"], abs=0.01)
+    from_scores = sweep(drawn, cams, settings.model_copy(update={"unary": "scores"}), [0.3], tmp_path / "other.csv")
+    assert from_scores["miou"][0] != found["miou"][0]
 
 
 def test_a_sweep_without_masks_or_of_the_wrong_maps(drawn: Manifest, cams: Path, tmp_path: Path) -> None:

@@ -171,10 +171,13 @@ def dense_walk(planes: Tensor, edges: Tensor, settings: Irn) -> Tensor:
     matrix = matrix / matrix.sum(0, keepdim=True)
     for _ in range(settings.squarings):
         matrix = matrix @ matrix
-    return ((planes * (1 - edges)).double().flatten(1) @ matrix).view_as(planes)
+    return ((planes**settings.cam_power * (1 - edges)).double().flatten(1) @ matrix).view_as(planes)
 
 
-@pytest.mark.parametrize("settings", [Irn(walk_radius=4, beta=3, squarings=3), Irn(), Irn(walk_radius=9, squarings=0)])
+WALKS = [Irn(walk_radius=4, beta=3, squarings=3), Irn(), Irn(walk_radius=9, squarings=0), Irn(cam_power=1.3)]
+
+
+@pytest.mark.parametrize("settings", WALKS)
 def test_the_walk_is_the_power_of_the_dense_matrix(settings: Irn) -> None:
     generator = torch.Generator().manual_seed(4)
     planes, edges = torch.rand(2, 3, 5, 6, generator=generator), torch.rand(2, 5, 6, generator=generator)
@@ -182,6 +185,13 @@ def test_the_walk_is_the_power_of_the_dense_matrix(settings: Irn) -> None:
     assert found.shape == (2, 3, 5, 6)
     for one, plane, edge in zip(found, planes, edges, strict=True):
         assert torch.allclose(one.double(), dense_walk(plane, edge, settings), atol=2e-4)
+
+
+def test_a_power_before_the_walk_changes_which_class_wins() -> None:
+    planes = torch.tensor([0.9, 0.1, 0.6, 0.6]).reshape(1, 2, 1, 2)  # one class peaks, the other does not
+    edges = torch.zeros(1, 1, 2)
+    plain, raised = (irn_walk.walk(planes, edges, Irn(cam_power=power))[0, :, 0, 0] for power in (1, 3))
+    assert plain.tolist() == pytest.approx([0.5, 0.6]) and raised.tolist() == pytest.approx([0.365, 0.216])
 
 
 @pytest.mark.parametrize(("made", "fed"), [(None, None), (None, 100), (60, None), (60, 200)])

@@ -214,8 +214,10 @@ def test_classifiers_from_before_are_dilated(walked: Path) -> None:
 
 
 def test_each_stage_has_its_own_settings() -> None:
-    assert Irn.training_keys() | Irn.walk_keys() == set(Irn.model_fields)
-    assert not Irn.training_keys() & Irn.walk_keys() and "start" in Irn.training_keys()
+    plain, raised = Irn(), Irn(cam_power=1.3)
+    assert raised.training_keys() | raised.walk_keys() == set(Irn.model_fields)
+    assert not raised.training_keys() & raised.walk_keys() and "start" in plain.training_keys()
+    assert raised.training_keys() == plain.training_keys() and raised.walk_keys() - plain.walk_keys() == {"cam_power"}
     assert Labels(refine="none").label_keys() == {"refine", "background"} == Labels(refine="irn").label_keys()
     crf = {"refine", "foreground_threshold", "background_threshold", "crf"}
     assert Labels(refine="crf").label_keys() == crf == Labels(refine="irn").for_pairs().label_keys()

@@ -124,6 +124,9 @@ def test_constants_and_rules_have_their_own_settings() -> None:
     assert Labels().label_keys() == fixed and Labels(background=0.4).label_keys() == fixed
     assert Labels(background="li").label_keys() == {
         "refine", "background", "foreground_margin", "background_margin", "crf"}  # fmt: skip
+    assert Labels(background="power").label_keys() == {
+        "refine", "background", "foreground_power", "background_power", "crf"}  # fmt: skip
+    assert Labels(refine="none", background="power").label_keys() == {"refine", "background", "power"}
     Labels(background="otsu", foreground_threshold=0.1, background_threshold=0.2)  # not looked at
 
 

@@ -13,7 +13,6 @@ from beco.artifacts.files import write_csv
 from beco.artifacts.ordered import in_order
 from beco.artifacts.store import Store
 from beco.config import Labels
-from beco.crf import refine as crf
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.evaluation.scores.evaluate import refuse_contradictions
@@ -59,7 +58,7 @@ def _one(
     for background in backgrounds:
         scores = with_background(cam, background)
         if image is not None:
-            scores = crf.refine(image, scores.argmax(0), len(scores), settings.crf)
+            scores = stage.crf_posterior(image, scores, settings)
         found.append(count(np.array([0, *values], np.uint8)[scores.argmax(0)], truth, classes, image_id))
     return found
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from beco.config import Encoder
 from beco.networks import encoders
-from beco.stage1.correlation import View, spread, stretched, with_background
+from beco.stage1.correlation import View, spread, stretched, with_complement
 from beco.stage1.localisers.seam import Seam, masks
 from beco.training.sampling import Draws
 
@@ -99,7 +99,7 @@ class PixelToPrototype(Seam):
         """What pixels count with towards each prototype: (B, K, h, w) in [0, 1] -> (B, 1 + K, h, w)."""
         if self.options["tied_background"]:
             return F.pad(planes, (0, 0, 0, 0, 1, 0), value=self.options["background"])
-        return torch.cat([with_background(planes * masks(targets))[:, :1], planes], 1)
+        return torch.cat([with_complement(planes * masks(targets))[:, :1], planes], 1)
 
 
 def both(loss: Any, *of_views: list[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks import encoders
-from beco.stage1.correlation import PixelCorrelation, View, alone, averaged, largest, spread, stretched, with_background
+from beco.stage1.correlation import PixelCorrelation, View, alone, averaged, largest, spread, stretched, with_complement
 from beco.stage1.localisers.base import Localiser
 from beco.training.sampling import Draws
 
@@ -148,7 +148,7 @@ def disagreement(refined: Tensor, maps: Tensor, targets: Tensor) -> Tensor:
     The mean, over the fifth of each picture's planes and pixels where it is largest, of the difference of the refined
     planes from the maps, of which at each pixel only the largest is kept; the maps are what is right and learn nothing.
     """
-    right = largest(with_background(maps.detach()))
+    right = largest(with_complement(maps.detach()))
     present = F.pad(masks(targets), (0, 0, 0, 0, 1, 0), value=1)
     wrong = (right - spread(stretched(refined), right.shape[-2:]) * present).abs().flatten(1)
     return wrong.topk(max(int(wrong.shape[1] * HARD), 1)).values.mean()

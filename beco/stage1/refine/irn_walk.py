@@ -122,13 +122,14 @@ def transition(edges: Tensor, radius: int, beta: float) -> Tensor:
 def walk(planes: Tensor, edges: Tensor, settings: Irn) -> Tensor:
     """Class maps (B, K, h, w) after 2^squarings steps within boundaries (B, h, w): (B, K, h, w) float32.
 
-    The maps start weighted by 1 − boundary: what lies on a boundary belongs to neither side.
+    The maps start raised to `cam_power` and weighted by 1 − boundary: what lies on a boundary belongs to neither side.
     """
     batch, classes, height, width = planes.shape
     if classes == 0:
         return planes.float()
     step = transition(edges.float(), settings.walk_radius, settings.beta)
-    state = (planes.float() * (1 - edges[:, None])).transpose(0, 1).reshape(classes, -1).T.contiguous()
+    start = planes.float() ** settings.cam_power * (1 - edges[:, None])
+    state = start.transpose(0, 1).reshape(classes, -1).T.contiguous()
     for _ in range(2**settings.squarings):
         state = step @ state
     return state.T.reshape(classes, batch, height, width).transpose(0, 1)

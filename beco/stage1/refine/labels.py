@@ -40,7 +40,7 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
             if settings.refine == "crf":
                 label, doubt = from_crf(manifest.image(image_id), cam, values, settings)
             else:
-                label, doubt = from_scores(with_background(cam, settings.background), values)
+                label, doubt = from_scores(with_background(cam, *settings.one_score()), values)
             put(writer, image_id, label, doubt)
 
 
@@ -74,7 +74,8 @@ def from_scores(scores: np.ndarray, values: np.ndarray, probabilities: bool = Fa
 
 
 def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Two CRF runs with a high and a low background score; what they agree on is the label (IRN, Ahn et al. 2019).
+    """Two CRF runs with a high and a low background score; what they agree on is the label (IRN, Ahn et al. 2019;
+    with powers, of which the lower one is the high score, PSA, Ahn & Kwak 2018).
 
     A class is believed where the run with the high background score finds it, background where both runs find it,
     and nothing (255) elsewhere. Confidence is the margin between the two best classes of the mean of both
@@ -83,10 +84,7 @@ def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: L
     """
     if len(cam) == 0:
         return np.zeros(image.shape[:2], np.uint8), np.zeros(image.shape[:2])
-    posteriors = [
-        crf.refine(image, with_background(cam, *score).argmax(0), len(cam) + 1, settings.crf)
-        for score in settings.two_scores()
-    ]
+    posteriors = [crf_posterior(image, with_background(cam, *score), settings) for score in settings.two_scores()]
     foreground, background = (posterior.argmax(0) for posterior in posteriors)
     doubt = doubt_of((posteriors[0] + posteriors[1]) / 2, probabilities=True)
     label = np.array([0, *values], np.uint8)[foreground]
@@ -94,3 +92,12 @@ def from_crf(image: np.ndarray, cam: np.ndarray, values: np.ndarray, settings: L
     label[unknown] = UNCERTAIN
     doubt[unknown] = 1
     return label, doubt
+
+
+def crf_posterior(image: np.ndarray, scores: np.ndarray, settings: Labels) -> np.ndarray:
+    """Posterior (K+1, H, W) float32 of one CRF run from the scores (K+1, H, W) of background and classes, which with
+    unary: scores are in [0, 1].
+    """
+    if settings.unary == "scores":
+        return crf.posterior(image, scores, settings.crf)
+    return crf.refine(image, scores.argmax(0), len(scores), settings.crf)
