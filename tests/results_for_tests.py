@@ -25,6 +25,7 @@ COMPARED = {
     "<parts>": Comparison(title="Parts & whole", experiments=["single", "beco"], published=["irn/voc12/val"]),
     "by labels": Comparison(experiments=["full", "single"], vary=["labels.refine"]),
 }
+SUPERVISED = ["image labels", "saliency"]
 PROTOCOL = {"scales": [1.0, 0.5], "flip": True, "resize": None, "networks": "all"}
 
 
@@ -77,7 +78,9 @@ def make_run(root: Path, manifest: Manifest, experiment: str, seed: int, labels:
 def make_labels(root: Path, manifest: Manifest) -> LabelSource:
     """Labels that miss the first column of each object and have no opinion in one row."""
     folder = root / "labels"
-    with create(folder / "labels.h5", labels={"refine": "crf"}, classes=manifest.classes) as writer:
+    with create(
+        folder / "labels.h5", labels={"refine": "crf"}, supervision=SUPERVISED, classes=manifest.classes
+    ) as writer:
         for index, image_id in enumerate(manifest.split("train").ids):
             label = np.where(truth_of(index) == 255, 0, truth_of(index)).astype(np.uint8)
             label[:, 4] = 0

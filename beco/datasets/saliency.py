@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from beco.artifacts.files import file_hash, read_json, text_hash
 from beco.artifacts.ordered import allowed_threads, in_order
+from beco.artifacts.supervision import SALIENCY, TRUE_OBJECTS
 from beco.datasets.manifest import IGNORE, Manifest, read_picture, refuse
 from beco.datasets.matching import pictures_of
 from beco.datasets.palette import opened
@@ -47,6 +48,10 @@ class Saliency:
         if plane.shape != manifest.size(image_id):
             raise UserError(_other_size(path, plane.shape[::-1], manifest.size(image_id)[::-1]))
         return plane
+
+    def supervision(self) -> list[str]:
+        """What somebody had to draw for it."""
+        return [TRUE_OBJECTS if self.files is None else SALIENCY]
 
     def identity(self) -> str:
         """What it is known by, in words or as a hash of the files."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from beco.artifacts import store
+from beco.artifacts import store, supervision
 from beco.artifacts.files import file_hash, text_hash
 from beco.artifacts.ordered import allowed_threads, in_order
 from beco.artifacts.pseudolabels import UNCERTAIN, put
@@ -170,6 +170,7 @@ def _attributes(manifest: Manifest, source: Source) -> dict[str, Any]:
     return {
         "labels": settings.model_dump(mode="json", include={"refine", "background", "source"}),
         "source": text_hash([[path.name, value] for path, value in zip(paths, hashes, strict=True)]),
+        supervision.KEY: [supervision.IMPORTED],
         "classes": manifest.classes,
     }
 

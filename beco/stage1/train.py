@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from beco.artifacts import supervision
 from beco.artifacts.files import whole, write_json
 from beco.config import Classifier as Settings
 from beco.config import Encoder
@@ -133,6 +134,7 @@ def train(
         "classes": json.dumps(pictures.classes),
         "method": wanted.method,
         "options": json.dumps(wanted.options),
+        supervision.KEY: json.dumps(wanted.inputs.supervision()),
     }
     encoders.save_network(network, output / "classifier.safetensors", metadata)
     write_json(
@@ -142,6 +144,7 @@ def train(
             "split": split,
             "steps": state.step,
             "seconds": state.seconds,
+            supervision.KEY: wanted.inputs.supervision(),
             **{key: identity[key] for key in ("method", "options", "inputs", "settings")},
         },
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from beco.artifacts import store
+from beco.artifacts import store, supervision
 from beco.artifacts.files import file_hash
 from beco.artifacts.shards import shard_ids
 from beco.config import Cam
@@ -36,9 +36,16 @@ def infer(
     device = choose_device(compute.device)
     network, classes = load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
-    network.prepare(manifest, (inputs or Inputs()).checked(network.method, "MAP_INPUTS"))
+    given = (inputs or Inputs()).checked(network.method, "MAP_INPUTS")
+    network.prepare(manifest, given)
     ids = shard_ids(manifest.ids, shard)
-    attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes, **CELLS}
+    attributes = {
+        "cam": settings.model_dump(),
+        "classifier": file_hash(classifier),
+        supervision.KEY: supervision.together(given.supervision(), supervision.of_network(classifier)),
+        "classes": classes,
+        **CELLS,
+    }
     with store.create(output, **attributes) as writer:
         for chosen, images in size_batches(manifest, ids, settings.resize, settings.batch_size, "CAMs"):
             shown = torch.from_numpy(manifest.labels(chosen)).to(device)

@@ -97,6 +97,7 @@ def test_published_figures_stand_beside_and_beneath(world: Any) -> None:
     cells = [dict(zip(header, row, strict=True)) for row in rows]
     assert [row["published (%)"] for row in cells] == ["", "72.1", "71.9"]
     assert [row["ours − published"] != "" for row in cells] == [False, True, False]
+    assert [row["supervision"] for row in cells] == ["image labels + saliency"] * 2 + [""]
     assert cells[2]["mIoU (%)"] == cells[2]["seeds"] == cells[2]["labels"] == "" and "2023" in cells[2]["source"]
     assert cells[1]["source"].startswith("Rong") and cells[0]["source"] == "not found"
 

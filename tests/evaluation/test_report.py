@@ -91,6 +91,8 @@ def test_report_holds_the_numbers_of_the_files(built: tuple[Path, Page]) -> None
     assert f"{100 * read_json(root / 'labels/quality/metrics.json')['miou']:.1f}" in page.text
     assert all(f"scales 1+0.5, flip, own size, {networks}" in page.text for networks in ("1 network", "2 networks"))
     assert "abc1234" in page.text
+    assert page.source.count("<td>image labels + saliency</td>") == 2 + 1 + 2 + 1  # recipes, labels, comparisons
+    assert page.source.count("<td>masks</td>") == 1 + 1
 
 
 def test_report_escapes_what_the_user_named(built: tuple[Path, Page]) -> None:

@@ -13,6 +13,7 @@ from results_for_tests import (
     ODD,
     PROTOCOL,
     SIZE,
+    SUPERVISED,
     make_labels,
     make_manifest,
     make_run,
@@ -75,6 +76,7 @@ def test_labels_are_measured_with_their_trust(tmp_path: Path) -> None:
     assert metrics["iou"][CLASSES[0]] == 7 / 8 and metrics["iou"][CLASSES[1]] == 8 / 9
     assert metrics["precision"][CLASSES[0]] == 1.0 and metrics["recall"][CLASSES[0]] == 7 / 8
     assert metrics["uncertain"] == 1 / SIZE
+    assert metrics["supervision"] == SUPERVISED
     assert metrics["protocol"] == {"reliable_fraction": 0.5}
     assert metrics["reliable"]["share"] == pytest.approx(0.5 * 23 / 24, abs=0.01)
     assert metrics["reliable"]["accuracy_inside"] == 1.0
@@ -115,15 +117,40 @@ def test_tables_of_two_seeds_by_hand(tmp_path: Path) -> None:
     assert table.loc["full", ["miou_std", "labels_miou", "difference"]].isna().all()
     text = (tmp_path / "out" / "recipes.md").read_text()
     assert (
-        "| beco | crf | 52.0 ± 2.8 | 2 |  |  |  | 26.0 | 90.0 | 47.0 | +5.0 "
+        "| beco | crf | unknown | 52.0 ± 2.8 | 2 |  |  |  | 26.0 | 90.0 | 47.0 | +5.0 "
         "| scales 1+0.5, flip, own size, all networks |\n" in text
     )
-    assert "| full | truth | 80.0 | 1 |  |  |  | 40.0 | 90.0 | – | – |" in text
+    assert "| full | truth | masks | 80.0 | 1 |  |  |  | 40.0 | 90.0 | – | – |" in text
     classes = pd.read_csv(tmp_path / "out" / "per_class.csv", keep_default_na=False)
     assert classes["class"].tolist() == ["background", "null"]
     assert classes.columns.tolist() == ["class", "labels crf", "beco", "full"]
     assert classes["beco"].astype(str).tolist() == ["0.52", ""]
     assert pd.read_csv(tmp_path / "out" / "runs.csv")["folder"].tolist() == [str(run.folder) for run in runs]
+
+
+def test_every_row_says_which_supervision_its_labels_had(tmp_path: Path) -> None:
+    """The masks themselves, what the labels say, and unknown where none were given or older ones do not say."""
+    said = {"eps": ["image labels", "saliency"], "ours": ["image labels"], "theirs": ["imported"], "old": None}
+    for name, words in said.items():
+        write_metrics(tmp_path / name / "quality", 0.4, 0.3)
+        if words:
+            path = tmp_path / name / "quality" / "metrics.json"
+            write_json(path, read_json(path) | {"supervision": words, "apart": {"train": {"miou": 0.5}}})
+    names = [*said, "truth", "gone"]
+    for name in names:
+        write_metrics(tmp_path / "runs" / name, 0.5, 0.4)
+    runs = [Run(f"on {name}", 0, name, tmp_path / "runs" / name) for name in names]
+    write_tables(Results(runs, [LabelSource(name, tmp_path / name) for name in said]), tmp_path / "out")
+    expected = ["image labels + saliency", "image labels", "imported", "unknown", "masks", "unknown"]
+    assert pd.read_csv(tmp_path / "out" / "recipes.csv")["supervision"].tolist() == expected
+    labels = pd.read_csv(tmp_path / "out" / "pseudo_labels.csv")
+    apart = labels[labels["split"] == "train"]  # a list measured apart is of the same labels
+    assert labels.drop(apart.index)["supervision"].tolist() == expected[:4]
+    assert apart["supervision"].tolist() == expected[:3]
+    for name in ("recipes", "pseudo_labels"):
+        for kind in ("md", "tex"):
+            text = (tmp_path / "out" / f"{name}.{kind}").read_text()
+            assert "supervision" in text and "image labels + saliency" in text and "imported" in text
 
 
 def test_tables_of_nothing(tmp_path: Path) -> None:

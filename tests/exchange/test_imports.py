@@ -61,6 +61,7 @@ def test_scores_by_class(tmp_path: Path, form: str, content: dict[Any, Any]) -> 
     assert_found(labels, EXPECTED, MARGIN)
     attributes = labels.store.attributes
     assert attributes["classes"] == CLASSES and len(attributes["source"]) == 16
+    assert attributes["supervision"] == ["imported"]
     assert attributes["labels"]["refine"] == "import" and attributes["labels"]["background"] == 0.25
     assert attributes["labels"]["source"] == {"path": str(tmp_path / "source"), "format": form}
 

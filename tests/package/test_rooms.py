@@ -15,7 +15,7 @@ ALLOWED = {
     "project": "exchange stage1 networks training datasets config artifacts schema",
     "plan": "networks training datasets config artifacts",
     "benchmark": "evaluation stage2 stage1 networks training crf datasets config artifacts schema",
-    "evaluation": "stage1 crf datasets config artifacts schema",
+    "evaluation": "stage1 datasets config artifacts schema",
     "exchange": "stage1 datasets config artifacts",
     "stage2": "networks training crf datasets config artifacts schema",
     "stage1": "networks training crf datasets config artifacts schema",

@@ -43,11 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifests.write(table.reset_index(), folder / "manifest.csv")
     torch.manual_seed(2)
     metadata = {"encoder": SMALL.model_dump_json(), "output_stride": "16", "classes": json.dumps(built.classes)}
+    metadata["supervision"] = '["image labels", "true objects"]'
     encoders.save_network(
         localisers.make("cam", SMALL, 16, len(built.classes)), folder / "classifier.safetensors", metadata
     )
     pictures, generator = read(folder), np.random.default_rng(3)
-    with create(folder / "cams.h5", classes=built.classes, **CELLS) as writer:
+    with create(folder / "cams.h5", classes=built.classes, supervision=["image labels", "saliency"], **CELLS) as writer:
         for image_id in pictures.ids:
             present = pictures.present(image_id)
             plane = generator.random((len(present), 16, 16)).astype(np.float16)
@@ -96,6 +97,8 @@ def test_the_commands_make_scores_and_labels(walked: Path) -> None:
         assert set(label.flat) <= {0, *present}  # never 255
         assert not present or label.any()
     assert made.attributes["labels"] == {"refine": "irn", "background": 0.4}
+    together = ["image labels", "saliency", "true objects"]  # of the maps, and of the network that walks
+    assert made.attributes["supervision"] == scores.attributes["supervision"] == together
     assert made.attributes["cams"] == file_hash(walked / "scores.h5")
     assert scores.attributes["walk"] == {"walk_radius": 5, "beta": 10, "squarings": 3, "resize": None}
     summary = json.loads((walked / "irn" / "irn.json").read_text())

@@ -300,6 +300,7 @@ def test_shards_together_are_the_whole(pictures: manifests.Manifest, trained: Pa
         found[shards] = [Store(cams), Store(made)]
     one, three = found[1], found[3]
     assert one[0].attributes == three[0].attributes and one[0].attributes["classes"] == pictures.classes
+    assert one[1].attributes["supervision"] == ["image labels", "unknown"]  # of a network that does not say
     for image_id in pictures.ids:
         present, (height, width) = pictures.present(image_id), pictures.size(image_id)
         planes, others = (stores[0].get("cam", image_id) for stores in (one, three))

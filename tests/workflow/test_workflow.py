@@ -49,7 +49,8 @@ def test_the_road_makes_every_artifact(finished: Checkout) -> None:
         assert set(labels.label(image_id).flat) <= allowed  # no class that the picture is not labelled with
         confidence = labels.picture(image_id).confidence()
         assert confidence.min() >= 0 and confidence.max() <= 1
-    assert set(labels.store.attributes) == {"labels", "cams", "classes"}
+    assert set(labels.store.attributes) == {"labels", "cams", "classes", "supervision"}
+    assert labels.store.attributes["supervision"] == ["image labels"]
 
     for experiment in ("single", "beco"):
         run = base / "crf" / experiment / "seed0"

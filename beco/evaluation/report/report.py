@@ -29,7 +29,7 @@ from beco.evaluation.report.layers import ERRORS, SAFE, VOID_COLOUR
 from beco.evaluation.scores import bootstrap, differences
 from beco.evaluation.scores.quality import not_as_asked
 from beco.evaluation.tables import comparisons, label_tables, tables
-from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, MEAN_NOTE, over_pictures
+from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, MEAN_NOTE, SUPERVISION_NOTE, over_pictures
 from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run, mean_std, percent
 from beco.schema.slots import RECIPES
 
@@ -92,7 +92,12 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
     environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": over_pictures}
-    environment.globals |= {"errors": ERRORS, "differences_note": DIFFERENCES_NOTE, "mean_note": MEAN_NOTE}
+    environment.globals |= {
+        "supervision_note": SUPERVISION_NOTE,
+        "errors": ERRORS,
+        "differences_note": DIFFERENCES_NOTE,
+        "mean_note": MEAN_NOTE,
+    }
     return environment
 
 

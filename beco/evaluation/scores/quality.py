@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from beco.artifacts import supervision
 from beco.artifacts.ordered import in_order
 from beco.artifacts.pseudolabels import MARGINS, UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_label, open_labels
@@ -191,8 +192,9 @@ def evaluate_labels(
     differ by more than a point, a warning says so. Over the pixels that have an opinion and a truth: `accuracy_inside`
     and `accuracy_outside` the mask, `confidence` with its `auroc` and accuracy by bins, and `border_trust`, error rates
     by distance to the border inside and outside the mask. `spread` says how much of the pictures that show a class is
-    background (`beco.evaluation.scores.spread`), and what no photographs have is warned of. `apart` names lists of
-    pictures whose mIoU is given once more for them alone (VOC: train within train_aug).
+    background (`beco.evaluation.scores.spread`), and what no photographs have is warned of; `supervision` says what the
+    labels were made from (`beco.artifacts.supervision`). `apart` names lists of pictures whose mIoU is given once more
+    for them alone (VOC: train within train_aug).
     """
     if words := not_kept(fraction if threshold is None else None, threshold):
         raise UserError(f"{'--fraction' if threshold is None else '--threshold'}: {words}")
@@ -214,6 +216,7 @@ def evaluate_labels(
             for members, scorer in lists.values():
                 if image_id in members:
                     scorer.merge(image_id, counts)
+    made_from = supervision.said_by(source.store.attributes)
     source.store.close()
     trusted = trust.result()
     trusted["reliable"]["asked"] = fraction if threshold is None else None
@@ -225,6 +228,7 @@ def evaluate_labels(
     extra = {
         **trusted,
         "spread": found,
+        supervision.KEY: made_from,
         "apart": {name: {key: scorer.result()[key] for key in APART} for name, (_, scorer) in lists.items()},
     }
     return write_result(manifest, total, border, rule, extra, output)

@@ -212,7 +212,14 @@ def printed(frame: pd.DataFrame, comparison: Comparison) -> Printed:
     """Header and rows as they are printed, in percent and percentage points."""
     against = frame["published_source"].ne("").any()
     several = frame["protocol"].nunique() > 1
-    ours = [*map(_short, comparison.vary), "labels", "their mIoU, train (%)", "mIoU (%)", "boundary IoU (%)"]
+    ours = [
+        *map(_short, comparison.vary),
+        "labels",
+        "supervision",
+        "their mIoU, train (%)",
+        "mIoU (%)",
+        "boundary IoU (%)",
+    ]
     ours += ["pixel accuracy (%)", "seeds", "gain in mIoU (points, over seeds)", "over pictures"]
     ours += ["gain in boundary IoU", "over pictures", "gain over"]
     header = ["experiment", *ours, *(["published (%)", "ours − published", "source"] if against else [])]
@@ -234,7 +241,7 @@ def _our_cells(row: Mapping[Any, Any], vary: list[str]) -> list[object]:
     settings = ["" if row[path] is None else row[path] for path in vary]
     numbers = [percent(row["labels_miou"]), mean_std(row["miou"], row["miou_std"])]
     numbers += [percent(row["boundary_iou"]), percent(row["pixel_accuracy"]), str(int(row["seeds"]))]
-    return [*settings, row["labels"], *numbers, *_gain_cells(row)]
+    return [*settings, row["labels"], row["supervision"], *numbers, *_gain_cells(row)]
 
 
 def _gain_cells(row: Mapping[Any, Any]) -> list[str]:

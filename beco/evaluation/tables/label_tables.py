@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from beco.evaluation.scores.metrics import foreground_mean
-from beco.evaluation.tables.tables import RUN_NUMBERS, LabelSource, protocol_text, read_csv
+from beco.evaluation.tables.tables import RUN_NUMBERS, LabelSource, protocol_text, read_csv, supervision_text
 
 LABEL_NUMBERS = [
     *RUN_NUMBERS, "precision", "recall", "border_error", "uncertain", "reliable_asked", "reliable",
@@ -21,7 +21,7 @@ SWEEP_NUMBERS = [*RUN_NUMBERS, "precision", "recall"]
 
 
 def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
-    """One row per pseudo-label source: its metrics, and how far its confidence can be trusted.
+    """One row per pseudo-label source: what they were made from, metrics, and how far their confidence can be trusted.
 
     `precision` and `recall` are means over the foreground classes that have a value; `border_error` is the error rate
     within 1 px of a true border; `reliable_asked` is the reliable fraction that was set, `reliable` what came of it,
@@ -30,15 +30,16 @@ def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
     with the name of the list as its `split`.
     """
     rows = [row for source in label_sources for row in _label_rows(source)]
-    frame = pd.DataFrame(rows, columns=["labels", *LABEL_NUMBERS, "split", "pictures", "masks"])
+    frame = pd.DataFrame(rows, columns=["labels", "supervision", *LABEL_NUMBERS, "split", "pictures", "masks"])
     return frame.astype(dict.fromkeys(LABEL_NUMBERS, float))
 
 
 def _label_rows(source: LabelSource) -> list[dict[str, Any]]:
     metrics = source.metrics()
     reliable, border = metrics.get("reliable", {}), metrics.get("border_error") or [{}]
+    named = {"labels": source.name, "supervision": supervision_text(metrics)}
     row = {
-        "labels": source.name,
+        **named,
         **{key: metrics.get(key) for key in RUN_NUMBERS},
         **{key: foreground_mean(list(metrics.get(key, {}).values())) for key in ("precision", "recall")},
         "border_error": border[0].get("error"),
@@ -55,7 +56,7 @@ def _label_rows(source: LabelSource) -> list[dict[str, Any]]:
         "masks": protocol_text({"masks": metrics.get("protocol", {}).get("masks", "")}),
     }
     apart = metrics.get("apart", {}).items()
-    return [row, *({"labels": source.name, "split": name, "masks": row["masks"], **own} for name, own in apart)]
+    return [row, *({**named, "split": name, "masks": row["masks"], **own} for name, own in apart)]
 
 
 def sweep_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:

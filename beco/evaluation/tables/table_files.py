@@ -34,6 +34,9 @@ DIFFERENCES_NOTE = (
     "these trainings if other pictures of the same kind were measured."
 )
 MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
+SUPERVISION_NOTE = (
+    "what the labels were made from besides pictures; of imported ones their program would have to say it"
+)
 SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
 
 
@@ -68,11 +71,12 @@ def write_table(output: Path, frame: pd.DataFrame, printed: Printed, note: str =
 
 
 def _recipes(recipes: pd.DataFrame) -> Printed:
-    header = ["experiment", "labels", "mIoU (%)", "seeds", "published (%)", "ours − published", "source"]
+    header = ["experiment", "labels", "supervision", "mIoU (%)", "seeds", "published (%)", "ours − published", "source"]
     header += ["boundary IoU (%)", "pixel accuracy (%)", "mIoU of its labels, train (%)", "difference", "protocol"]
     rows = [
         [
-            *(row["experiment"], row["labels"], mean_std(row["miou"], row["miou_std"]), row["seeds"]),
+            *(row["experiment"], row["labels"], row["supervision"]),
+            *(mean_std(row["miou"], row["miou_std"]), row["seeds"]),
             *published_cells(row),
             *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
             *(percent(row["difference"], signed=True), row["protocol"]),
@@ -114,9 +118,12 @@ def over_pictures(row: Mapping[Any, Any], name: str) -> str:
 
 def _labels(labels: pd.DataFrame) -> Printed:
     others = ["split", "pictures", *(["masks"] if labels["masks"].any() else [])]
-    header = ["labels", *(f"{name.replace('_', ' ')} (%)" for name in LABEL_NUMBERS), *others]
+    header = ["labels", "supervision", *(f"{name.replace('_', ' ')} (%)" for name in LABEL_NUMBERS), *others]
     rows = [
-        [row["labels"], *(percent(row[name]) for name in LABEL_NUMBERS), *(row[name] for name in others)]
+        [
+            *(row["labels"], row["supervision"], *(percent(row[name]) for name in LABEL_NUMBERS)),
+            *(row[name] for name in others),
+        ]
         for row in labels.to_dict("records")
     ]
     return header, rows

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from beco.artifacts.files import read_json, unreadable
+from beco.artifacts.supervision import MASKS, UNKNOWN, said_by
 from beco.config import Comparison
 from beco.errors import UserError
 from beco.schema.published import figures
@@ -140,14 +141,16 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
 def recipe_table(
     runs: Iterable[Run], label_sources: Iterable[LabelSource], published: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """One row per experiment, in the order given: means over seeds, and how far the labels lie below.
+    """One row per experiment, in the order given: what its labels were made from (`supervision`), means over seeds, and
+    how far the labels lie below.
 
     `miou_std` is the sample standard deviation (ddof = 1), empty for one seed. `difference` is `miou` (on the
     evaluation split) minus `labels_miou` (of the pseudo-labels, on the training split): the pictures differ.
     `published` names a row of `beco/schema/published.csv` for some of the experiments; `published` (a share),
     `published_protocol` and `published_source` come from there, and `minus_published` is `miou` less it.
     """
-    quality = {source.name: source.metrics().get("miou") for source in label_sources}
+    quality = {source.name: source.metrics() for source in label_sources}
+    supervised = {"truth": MASKS} | {name: supervision_text(metrics) for name, metrics in quality.items()}
     rows = []
     for name, group in run_table(runs).groupby("experiment", sort=False):
         labels = group["labels"].iloc[0]
@@ -155,18 +158,20 @@ def recipe_table(
             {
                 "experiment": name,
                 "labels": labels,
+                "supervision": supervised.get(labels, UNKNOWN),
                 "miou": group["miou"].mean(),
                 "miou_std": group["miou"].std(ddof=1),
                 "seeds": len(group),
                 "boundary_iou": group["boundary_iou"].mean(),
                 "pixel_accuracy": group["pixel_accuracy"].mean(),
                 "protocol": " / ".join(dict.fromkeys(group["protocol"])),
-                "labels_miou": quality.get(labels),
+                "labels_miou": quality.get(labels, {}).get("miou"),
             }
         )
     columns = [
         "experiment",
         "labels",
+        "supervision",
         "miou",
         "miou_std",
         "seeds",
@@ -232,6 +237,11 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 # --- words --------------------------------------------------------------------------------------------------
+
+
+def supervision_text(metrics: Mapping[str, Any]) -> str:
+    """What labels were made from, as their `metrics.json` says it: `image labels + saliency`."""
+    return " + ".join(said_by(metrics))
 
 
 def run_protocol(run: Run) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from beco.artifacts import supervision
 from beco.artifacts.files import file_hash
 from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
@@ -27,9 +28,16 @@ from beco.training.sampling import Draws
 class Inputs:
     """What a localiser has besides pictures and their labels; its INPUTS say which it wants."""
 
-    labels: Path | None = field(default=None, metadata={"what": "the labels.h5 of a stage-one recipe"})
-    start: Path | None = field(default=None, metadata={"what": "the classifier.safetensors that it goes on from"})
-    saliency: Saliency | None = field(default=None, metadata={"what": "a folder of saliency maps"})
+    labels: Path | None = field(
+        default=None, metadata={"what": "the labels.h5 of a stage-one recipe", "supervision": supervision.of_store}
+    )
+    start: Path | None = field(
+        default=None,
+        metadata={"what": "the classifier.safetensors that it goes on from", "supervision": supervision.of_network},
+    )
+    saliency: Saliency | None = field(
+        default=None, metadata={"what": "a folder of saliency maps", "supervision": Saliency.supervision}
+    )
 
     def checked(self, method: str, when: str = "INPUTS") -> Inputs:
         """Itself, if it is what a localiser wants in its training (INPUTS) or for its maps (MAP_INPUTS); else a
@@ -43,6 +51,12 @@ class Inputs:
             if not given and one.name in wanted:
                 raise UserError(f"--{one.name}: `{method}` needs it; give {one.metadata['what']}")
         return self
+
+    def supervision(self) -> list[str]:
+        """What people gave who made these, and the labels of the pictures, which every localiser has."""
+        given = [one for one in fields(self) if getattr(self, one.name) is not None]
+        found = [one.metadata["supervision"](getattr(self, one.name)) for one in given]
+        return supervision.together([supervision.IMAGE_LABELS], *found)
 
     def hashes(self) -> dict[str, str]:
         """What each is known by."""

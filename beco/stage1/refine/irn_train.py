@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from beco.artifacts import supervision
 from beco.artifacts.files import file_hash, write_json
 from beco.artifacts.grids import STRIDE, grid
 from beco.config import Irn
@@ -92,6 +94,8 @@ def train(
     if not state.is_writer:
         return
     network.mean_displacement.copy_(mean_displacement(network, manifest, compute))
+    made_from = supervision.together(supervision.said_by(metadata), supervision.said_by(pairs.store.attributes))
+    metadata[supervision.KEY] = json.dumps(made_from)
     encoders.save_network(network, output / "irn.safetensors", metadata)
     last = {key: value for key, value in state.history[-1].items() if key in ("loss", "alike", "differ")}
     write_json(

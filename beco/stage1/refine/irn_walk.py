@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beco.artifacts import store
+from beco.artifacts import store, supervision
 from beco.artifacts.files import file_hash
 from beco.artifacts.grids import cell_sides
 from beco.artifacts.shards import shard_ids
@@ -48,6 +48,7 @@ def infer(
         "walk": settings.model_dump(mode="json", include=settings.walk_keys()),
         "irn": file_hash(network),
         "cams": file_hash(cams),
+        supervision.KEY: supervision.together(supervision.said_by(source.attributes), supervision.of_network(network)),
         "classes": classes,
         **CELLS,
     }

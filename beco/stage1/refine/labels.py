@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from beco.artifacts import store
+from beco.artifacts import store, supervision
 from beco.artifacts.files import file_hash
 from beco.artifacts.grids import upsampled
 from beco.artifacts.pseudolabels import UNCERTAIN, doubt_of, put
@@ -32,6 +32,7 @@ def make(manifest: Manifest, cams: Path, settings: Labels, shard: str, output: P
     attributes = {
         "labels": settings.model_dump(mode="json", include=settings.label_keys()),
         "cams": file_hash(cams),
+        supervision.KEY: supervision.said_by(source.attributes),
         "classes": manifest.classes,
     }
     with store.create(output, **attributes) as writer:
