@@ -466,7 +466,7 @@ def test_from_pictures_to_masks_without_any_mask(drawn: Path, tmp_path: Path) ->
     assert metrics["miou"] is None and "no masks" in metrics["reason"]
     assert "nothing is measured" in (base / "logs" / "evaluate.crf.beco.seed0.log").read_text()
     assert "nothing can be measured" in (base / "logs" / "manifest.log").read_text()
-    assert "| beco | crf | – |" in (base / "tables" / "recipes.md").read_text()
+    assert "| beco | crf | image labels | – |" in (base / "tables" / "recipes.md").read_text()
     assert "No result to report" in (base / "report.html").read_text()
 
 
