@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,20 @@ import torch
 from small_networks import TINY
 from torch import Tensor
 
-from beco.config import ClassifierOptimiser, Crop, Encoder, Shapes
+from beco.artifacts.store import Store
+from beco.config import Cam, Classifier, ClassifierOptimiser, Crop, Encoder, Shapes
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
+from beco.datasets.saliency import Saliency
+from beco.errors import UserError
 from beco.schema.stage1 import options_of, read_options
-from beco.stage1 import localisers
+from beco.stage1 import localisers, train, views
 from beco.stage1.localisers import edam
 from beco.stage1.localisers.base import Inputs
 from beco.training.sampling import Draws
-from beco.training.trainer import make_optimiser
+from beco.training.trainer import Compute, make_optimiser
 
+BRIEF = {"steps": 1, "batch_size": 4}
 DRAWS = Draws(0, 1, [0], torch.device("cpu"))
 
 
@@ -304,3 +309,61 @@ def test_a_picture_that_shares_nothing_is_shown_with_itself(pictures: Manifest) 
         assert torch.equal(item["target"], item["other_target"])
         left, right = item["image"].split(32, 2)
         assert not torch.equal(left, right)  # two crops
+
+
+# --- saliency ---------------------------------------------------------------------------------------------------
+
+
+def test_fusion_by_hand() -> None:
+    planes = torch.tensor([[[0.8, 0.1], [0.4, 0.9]], [[0.2, 0.3], [0.4, 0.0]]])
+    share = torch.tensor([[1.0, 1.0], [0.25, 0.0]])
+    expected = torch.tensor([[[1.0, 1 / 3], [0.25, 0.0]], [[0.25, 1.0], [0.25, 0.0]]])
+    torch.testing.assert_close(edam.fused(planes, share), expected)
+    faint = torch.tensor([[[9e-7, 2e-6], [0.0, 1.0]]])
+    torch.testing.assert_close(edam.fused(faint, torch.ones(2, 2)), torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]))
+
+
+def test_a_cell_is_salient_by_its_pixels() -> None:
+    """Of a cell that reaches beyond the picture the edge is repeated; at another size it is the same part of it."""
+    salient = torch.zeros(6, 8, dtype=torch.bool)
+    salient[:2, :4] = salient[5, 4:] = True
+    expected = torch.tensor([[0.5, 0.0], [0.0, 0.75]])
+    torch.testing.assert_close(edam.salient_share(salient, (6, 8)), expected)
+    twice = edam.salient_share(salient.repeat_interleave(2, 0).repeat_interleave(2, 1), (6, 8))
+    torch.testing.assert_close(twice, expected, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(("theta", "theta_of", "salient"), [(0.2, 255, [52, 255]), (0.2, 100, [21, 51, 52, 255])])
+def test_which_values_are_salient(theta: float, theta_of: int, salient: list[int], pictures: Manifest) -> None:
+    values = np.array([[0, 20, 21], [51, 52, 255]], np.uint8)
+
+    class Drawn:
+        plane = staticmethod(lambda manifest, image_id: values)
+
+    net = network(theta=theta, theta_of=theta_of)
+    net.prepare(pictures, Inputs(saliency=Drawn()))  # type: ignore[arg-type]
+    assert values[net.salient_pixels("any").numpy()].tolist() == salient
+
+
+def test_fused_maps_are_of_the_objects_alone(pictures: Manifest, tmp_path: Path) -> None:
+    """Through training and inference; and what is given that is not wanted, or wanted and not given, is refused."""
+    settings = Classifier.model_validate({"encoder": TINY, "crop": {"size": 32}, "schedule": BRIEF})
+    found, saliency = {}, Inputs(saliency=Saliency(None))
+    for choice, inputs in (("none", Inputs()), ("fuse", saliency)):
+        options = options_of("edam").model_validate({"width": 8, "saliency": choice}).model_dump()
+        wanted, folder = train.Wanted(settings, "edam", options, inputs), tmp_path / choice
+        assert inputs.checked("edam", options) is inputs is inputs.checked("edam", options, "MAP_INPUTS")
+        train.train(pictures, pictures, wanted, Compute("cpu"), folder, False)
+        given = pictures, folder / "classifier.safetensors", Cam(scales=[1]), Compute("cpu"), "1-of-1"
+        with pytest.raises(UserError, match=r"--saliency: `edam` (needs it|does not use it)"):
+            views.infer(*given, folder / "cams.h5", Inputs() if choice == "fuse" else saliency)
+        views.infer(*given, folder / "cams.h5", inputs)
+        found[choice] = Store(folder / "cams.h5")
+    for image_id in pictures.ids:
+        objects = torch.from_numpy(pictures.mask(image_id) != 0)
+        share = edam.salient_share(objects, (objects.shape[0], objects.shape[1])).numpy()
+        before, after = (found[one].get("cam", image_id).astype(np.float32) for one in ("none", "fuse"))
+        assert (share == 0).any() and (share == 1).any()
+        np.testing.assert_allclose(after.max(0), share, atol=1e-3)
+        assert (after.argmax(0) == before.argmax(0))[share > 0].mean() > 0.95  # but for ties in 16 bits
+        assert (before.max(0)[share == 0] > 0).any()

@@ -11,6 +11,11 @@ of itself. Attention is never thinned by dropout, so that no table of all pairs 
 WideResNet-38 without its last ReLU there is any encoder, whose last map has mostly gone through one. Positions are made
 for the size of the map, and number its cells in reading order. Where it is asked about one picture alone, as for its
 average precision, the picture is shown with itself.
+
+With `saliency: fuse` each cell that a saliency map says is salient is of its best class, and all else is background,
+whatever the background score. The original code does so last, with the CRF's result, and lets pixels stand that the CRF is all but
+certain of; here score maps are fused, before a recipe's CRF. Its limit is 100 times the share meant, of a map up to
+255, see `theta_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
-from beco.config import Crop, Encoder
+from beco.artifacts.grids import STRIDE
+from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
 from beco.stage1.localisers.base import Inputs, Localiser
 from beco.training.augment import ClassifierPictures
@@ -42,6 +48,24 @@ OPTIONS = {
         "ge": 0,
         "lt": 1,
         "description": "share left out within the blocks in training (published: 0.1)",
+    },
+    "saliency": {
+        "default": "none",
+        "choices": ["none", "fuse"],
+        "want": {"fuse": ["saliency"]},
+        "description": "what the dataset's saliency maps do: nothing, or (published) tell objects from background in "
+        "the score maps; the training does not look at them",
+    },
+    "theta": {
+        "default": 0.2,
+        "ge": 0,
+        "lt": 1,
+        "description": "share of `theta_of` above which a pixel is salient (published: 0.2)",
+    },
+    "theta_of": {
+        "default": 255,
+        "choices": [255, 100],
+        "description": "the most salient value, or (original code) 100, so that a theta of 0.2 means 20 of 255",
     },
 }
 HEADS, WIDER = 2, 4
@@ -122,6 +146,47 @@ class Edam(Localiser):
 
     def view(self, images: Tensor, targets: Tensor) -> Tensor:
         return self.maps(images)[:, :-1]
+
+    # --- saliency -------------------------------------------------------------------------------------------
+
+    def prepare(self, manifest: Manifest, inputs: Inputs) -> None:
+        self.salient = (manifest, inputs.saliency)
+
+    def score(self, images: Tensor, targets: Tensor, ids: list[str], settings: Cam) -> Tensor:
+        """With saliency maps a plane more, the last: how much of a cell is salient."""
+        planes = super().score(images, targets, ids, settings)
+        if self.options["saliency"] == "none":
+            return planes
+        size = (images.shape[2], images.shape[3])
+        shares = torch.stack([salient_share(self.salient_pixels(name), size) for name in ids])
+        return torch.cat([planes, shares[:, None].to(planes)], 1)
+
+    def salient_pixels(self, image_id: str) -> Tensor:
+        """(H, W) bool."""
+        manifest, saliency = self.salient
+        assert saliency is not None  # see `Inputs.checked`
+        return torch.from_numpy(saliency.plane(manifest, image_id)) > self.options["theta"] * self.options["theta_of"]
+
+    def finished(self, planes: Tensor, image_id: str, values: list[int]) -> Tensor:
+        own = super().finished(planes, image_id, values)
+        return own if self.options["saliency"] == "none" or not values else fused(own, planes[-1])
+
+
+def salient_share(salient: Tensor, size: tuple[int, int]) -> Tensor:
+    """Salient pixels (H, W) bool -> their share of each cell of the picture's maps at `size`, float32."""
+    shares = salient[None, None].float()
+    if shares.shape[2:] != size:
+        shares = F.interpolate(shares, size, mode="bilinear", antialias=True, align_corners=False)
+    beyond = [-side % STRIDE for side in size]
+    return F.avg_pool2d(F.pad(shares, (0, beyond[1], 0, beyond[0]), mode="replicate"), STRIDE)[0, 0]
+
+
+def fused(planes: Tensor, share: Tensor) -> Tensor:
+    """Planes (K', h, w) in [0, 1], at least one, whose best class has the value `share` (h, w) at each cell, and the
+    others as much less as they had; cells where every class has less than 1e-6 stay empty, as in the original code.
+    """
+    most = planes.amax(0)
+    return planes / most.clamp(min=1e-6) * share * (most >= 1e-6)
 
 
 class _Pairs(ClassifierPictures):
