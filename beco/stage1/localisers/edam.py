@@ -13,9 +13,9 @@ for the size of the map, and number its cells in reading order. Where it is aske
 average precision, the picture is shown with itself.
 
 With `saliency: fuse` each cell that a saliency map says is salient is of its best class, and all else is background,
-whatever the background score. The original code does so last, with the CRF's result, and lets pixels stand that the CRF is all but
-certain of; here score maps are fused, before a recipe's CRF. Its limit is 100 times the share meant, of a map up to
-255, see `theta_of`.
+whatever the background score. The original code does so last, with the CRF's result, and lets pixels stand that the CRF
+is all but certain of; here score maps are fused, before a recipe's CRF. Its limit is 100 times the share meant, of maps
+that go up to 255, see `theta_of`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ HEADS, WIDER = 2, 4
 """Of a block: heads of its attention, and how many times wider its hidden layer is."""
 TOGETHER = 2**17
 """Cells of all classes that go through their blocks at once; of more, a few classes at a time, whose activations are
-computed again for the gradient. At a width of 128 that many need about 2 GB."""
+computed again for the gradient. At a width of 128 that many need about 3 GB with their gradients."""
 
 
 class Edam(Localiser):
