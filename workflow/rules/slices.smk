@@ -92,8 +92,8 @@ def watched_by_maps(wildcards):
     """What score maps depend on: the pictures, and what their saliency maps are where they want such."""
     if "saliency" not in _for_maps(source_of(wildcards)):
         return watched()
-    folder = saliency_folder(wildcards)
-    return [watched_by_localiser(wildcards)] + [saliency_token(wildcards.source)] * bool(folder)
+    files = [saliency_token(wildcards.source)] if saliency_folder(wildcards) else []
+    return [watched_by_localiser(wildcards), *files]
 
 
 def localiser_code(stage):
