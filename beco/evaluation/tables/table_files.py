@@ -153,7 +153,8 @@ def _correlations(correlations: pd.DataFrame) -> Printed:
     rows: list[list[object]] = []
     for (recipe, experiments), group in correlations.groupby(["recipe", "experiments"], sort=False):
         texts = {row["property"]: _coefficient(row) for row in group.to_dict("records")}
-        rows.append([recipe, group["labels"].iloc[0], *(texts[name] for name in names), str(experiments).replace(";", ", ")])
+        named = str(experiments).replace(";", ", ")
+        rows.append([recipe, group["labels"].iloc[0], *(texts[name] for name in names), named])
     return ["recipe", "pseudo-labels", *(name.replace("_", " ") for name in names), "experiments"], rows
 
 
