@@ -13,9 +13,9 @@ for the size of the map, and number its cells in reading order. Where it is aske
 average precision, the picture is shown with itself.
 
 With `saliency: fuse` each cell that a saliency map says is salient is of its best class, and all else is background,
-whatever the background score. The original code does so last, with the CRF's result, and lets pixels stand that the CRF
-is all but certain of; here score maps are fused, before a recipe's CRF. Its limit is 100 times the share meant, of maps
-that go up to 255, see `theta_of`.
+whatever the background score but at outlines, which lie best with one of about a half. The original code does so last,
+with the CRF's result, and lets pixels stand that the CRF is all but certain of; here score maps are fused, before a
+recipe's CRF. Its limit is 100 times the share meant, of maps that go up to 255, see `theta_of`.
 """
 
 from __future__ import annotations
