@@ -44,6 +44,8 @@ def _upstream(backbone: nn.Module, number: int, name: str) -> list[nn.Parameter]
     try:
         with torch.enable_grad():
             maps = backbone.eval()(torch.zeros(1, 3, SIDE, SIDE, device=parameters[0].device))
+            if not maps[number].requires_grad:  # all of it was frozen before
+                return []
             reached = torch.autograd.grad(maps[number].sum(), parameters, allow_unused=True)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(

@@ -36,7 +36,7 @@ def infer(
     device = choose_device(compute.device)
     network, classes = load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
-    given = (inputs or Inputs()).checked(network.method, "MAP_INPUTS")
+    given = (inputs or Inputs()).checked(network.method, network.options, "MAP_INPUTS")
     network.prepare(manifest, given)
     ids = shard_ids(manifest.ids, shard)
     attributes = {

@@ -18,6 +18,7 @@ from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
+from beco.networks.frozen import freeze
 from beco.schema import Shapes
 from beco.schema.stage1 import options_of
 from beco.stage1 import localisers, train, views
@@ -233,6 +234,12 @@ def test_what_is_frozen_learns_nothing(pictures: Manifest) -> None:
     assert {name.split(".")[1] for name in learning if name.startswith("backbone")} == {"layer3", "layer4"}
     assert all(one.requires_grad for one in network.parameters())
     assert all(one.requires_grad for one in prepared(pictures, frozen_stages=-1).bench[0].parameters())
+    classifier = prepared(pictures, frozen_stages=2)
+    freeze(classifier.backbone, 2, "it")  # as a classifier's own `frozen_stages` does
+    freeze(classifier.backbone, 1, "it")
+    assert not next(iter(classifier.backbone.parameters())).requires_grad
+    classifier.options["frozen_stages"] = -1
+    assert all(one.requires_grad for one in classifier.fresh().parameters())
     with pytest.raises(UserError, match="options of `rib`: frozen_stages: 9, but"):
         prepared(pictures, frozen_stages=9)
 

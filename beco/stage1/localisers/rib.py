@@ -117,6 +117,7 @@ class Rib(Localiser):
     def fresh(self) -> Rib:
         """A copy to be fine-tuned; `UserError` if its backbone has no such stages."""
         network, stages = copy.deepcopy(self).eval(), self.options["frozen_stages"]
+        network.requires_grad_(True)  # what the classifier's own `frozen_stages` kept still is this option's to say
         try:
             if stages >= 0:
                 freeze(network.backbone, stages, "the encoder")
