@@ -19,6 +19,7 @@ from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
 from beco.schema.slots import LOCALISERS
 from beco.stage1.merging import multi_scale_maps
+from beco.stage1.texts import Texts
 from beco.training.augment import ClassifierPictures, Normalise
 from beco.training.sampling import Draws
 
@@ -30,6 +31,7 @@ class Inputs:
     labels: Path | None = field(default=None, metadata={"what": "the labels.h5 of a stage-one recipe"})
     start: Path | None = field(default=None, metadata={"what": "the classifier.safetensors that it goes on from"})
     saliency: Saliency | None = field(default=None, metadata={"what": "a folder of saliency maps"})
+    text: Texts | None = field(default=None, metadata={"what": "a file of beco text-features"})
 
     def checked(self, method: str, when: str = "INPUTS") -> Inputs:
         """Itself, if it is what a localiser wants in its training (INPUTS) or for its maps (MAP_INPUTS); else a
@@ -48,7 +50,7 @@ class Inputs:
         """What each is known by."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return {
-            name: one.identity() if isinstance(one, Saliency) else file_hash(one)
+            name: file_hash(one) if isinstance(one, Path) else one.identity()
             for name, one in given.items()
             if one is not None
         }
