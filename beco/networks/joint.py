@@ -66,13 +66,11 @@ def _text_tower(tower: str, weights: Path) -> tuple[Any, Any]:
     if open_clip.get_model_config(tower) is None:
         raise UserError(f"--tower: OpenCLIP has no model `{tower}`; see open_clip.list_models()")
     state = {key.removeprefix(WRAPPER): value.float() for key, value in read_weights(weights).items()}
-    for key in ("input_resolution", "context_length", "vocab_size"):  # numbers in OpenAI's files
-        state.pop(key, None)
     try:
-        model = open_clip.create_model(
-            tower, load_weights=False, force_custom_text="text.positional_embedding" in state
-        )
-        model.load_state_dict(state)
+        apart = any(key.startswith("text.") for key in state)
+        model = open_clip.create_model(tower, load_weights=False, force_custom_text=apart)
+        if lacking := model.load_state_dict(state, strict=False).missing_keys:  # OpenAI's files have numbers besides
+            raise KeyError(f"lacks {len(lacking)} tensors, such as {lacking[0]}")
     except Exception as error:
         raise UserError(
             f"{weights}: not the weights of `{tower}` with its text tower ({one_line(error)}); name the model that the "

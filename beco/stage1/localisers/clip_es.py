@@ -91,7 +91,7 @@ class ClipEs(Localiser):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         for name in ("texts", "projection", "shift"):  # how large they are is known from the file alone
             if (given := state.get(f"{prefix}{name}")) is not None:
-                setattr(self, name, torch.empty_like(given, device=self.scale.device))
+                setattr(self, name, getattr(self, name).new_empty(given.shape))
         super()._load_from_state_dict(state, prefix, *rest)
 
     def begin(self, inputs: Inputs) -> None:
@@ -281,7 +281,7 @@ def stretched(maps: Tensor) -> Tensor:
 
 def _refuse_other(backbone: Any, name: str) -> None:
     """UserError unless an encoder is a plain transformer with the blocks of CLIP's image tower."""
-    body = getattr(backbone, "body", None)
+    body: Any = getattr(backbone, "body", None)
     plain = isinstance(backbone, PlainTransformer) and isinstance(body, VisionTransformer)
     if not plain or not all(type(block) is Block and type(block.attn) is Attention for block in body.blocks):
         raise UserError(f"encoder.name: `{name}` is no image tower of CLIP; set one, such as vit_base_patch16_clip_224")
