@@ -18,7 +18,7 @@ from beco.networks.weights import one_line, read_weights
 PROJECTIONS = {"head.weight": False, "visual.proj": True, "visual.head.proj.weight": False}
 """What the projection of an image tower is called, by timm, by OpenAI and by OpenCLIP, and whether it is transposed."""
 WRAPPER = "module."
-EXTRA = "pip install open_clip_torch"
+EXTRA = "pip install open_clip_torch, or make the file where there is one"
 
 
 def image_projection(encoder: Encoder) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def text_features(prompts: Sequence[Sequence[str]], tower: str, weights: Path) -
 
 def _text_tower(tower: str, weights: Path) -> tuple[Any, Any]:
     try:
-        import open_clip  # type: ignore[import-not-found, unused-ignore]  # here: an extra, and it takes seconds
+        import open_clip  # here: an extra, and it takes seconds
     except ImportError as error:
         raise UserError(f"beco text-features: OpenCLIP is not installed ({one_line(error)}); {EXTRA}") from error
     if open_clip.get_model_config(tower) is None:

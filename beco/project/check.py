@@ -231,7 +231,7 @@ def _saliency(config: Config, manifest: Manifest | None, users: list[str], group
 def _texts(config: Config, manifest: Manifest | None, users: list[str], group: Group) -> None:
     """Read each file, compare it with the image tower, and with a manifest look for every class in it."""
     for name in users:
-        source, key = config.sources[name], f"sources.{name}.text"
+        source, key = config.sources[name], f"sources.{name}"
         try:
             found = texts.read(Path(str(source.text)))
             if manifest is not None or config.dataset.format == "shapes":
@@ -240,7 +240,7 @@ def _texts(config: Config, manifest: Manifest | None, users: list[str], group: G
         except UserError as error:
             group.problems.append(f"{key}: {error}")
             continue
-        group.notes.append(f"{key}: {source.text}, {len(found.names)} classes")
+        group.notes.append(f"{key}.text: {source.text}, {len(found.names)} classes")
 
 
 # --- machine ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beco.config import Cam, Encoder
+from beco.datasets import voc
 from beco.errors import UserError
 from beco.networks import encoders, joint
 from beco.networks.weights import read_safetensors, write_safetensors
@@ -391,3 +393,102 @@ def test_what_a_text_file_is_known_by(tmp_path: Path) -> None:
     )
     assert one["text"] != two["text"]
     assert isinstance(texts.read(tmp_path / "10.0"), Texts)
+
+
+# --- the making of texts ------------------------------------------------------------------------------------
+
+
+def test_backgrounds_are_those_of_the_paper() -> None:
+    """VOC's 25; of COCO's classes two are called by a word of theirs."""
+    assert len(texts.background_of(voc.VOC_CLASSES)) == 25
+    coco = ["person", "traffic light", "stop sign", "keyboard", "potted plant", "Street"]
+    assert set(texts.BACKGROUND) - set(texts.background_of(coco[:-1])) == {"sign", "keyboard"}
+    assert "street" not in texts.background_of(coco)
+
+
+def test_what_classes_are_called(tmp_path: Path) -> None:
+    assert texts.words_of(None)["person"] == ["person with clothes,people,human"]
+    given = texts.words_of("{person: human, cat: [cat, kitten]}")
+    assert given["person"] == ["human"] and given["cat"] == ["cat", "kitten"] and given["chair"] == ["chair seat"]
+    (tmp_path / "words.yaml").write_text("cow: cattle\n")
+    assert texts.words_of(str(tmp_path / "words.yaml"))["cow"] == ["cattle"]
+    for wrong, said in (("[a]", "no mapping"), ("{cat: 3}", "cat: is no text"), ("{cat: []}", "cat: is no text")):
+        with pytest.raises(UserError, match=said):
+            texts.words_of(wrong)
+
+
+def test_classes_are_named_by_text_or_file(tmp_path: Path) -> None:
+    assert texts.named("hot dog, cat") == ["hot dog", "cat"]
+    (tmp_path / "m.csv").write_text("image_id,split,image,mask,width,height,cat,hot dog\na,train,a.jpg,,3,3,1,0\n")
+    assert texts.named(str(tmp_path / "m.csv")) == ["cat", "hot dog"]
+    road = "labels: {crf: {}}\nnetworks: {default: {}}\nexperiments: {one: {recipe: single}}\n"
+    (tmp_path / "c.yaml").write_text(f"dataset: {{format: voc, root: gone}}\n{road}")
+    assert texts.named(str(tmp_path / "c.yaml")) == voc.VOC_CLASSES
+    (tmp_path / "c.yaml").write_text(f"dataset: {{format: folder, root: gone, labels: {tmp_path}/l.csv}}\n{road}")
+    (tmp_path / "l.csv").write_text("image,labels\na.jpg,dog;cat\n")
+    assert texts.named(str(tmp_path / "c.yaml")) == ["cat", "dog"]
+    with pytest.raises(UserError, match="a class without a name"):
+        texts.named("cat,,dog")
+
+
+def test_texts_are_made_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def features(prompts: list[list[str]], tower: str, weights: Path) -> tuple[Tensor, float]:
+        asked.extend(prompts)
+        return F.normalize(torch.randn(len(prompts), 8), dim=1), 100.0
+
+    monkeypatch.setattr(texts, "text_features", features)
+    words, path = texts.words_of("{cat: [cat, kitten]}"), tmp_path / "texts.safetensors"
+    texts.make(["cat", "tvmonitor"], words, "a photo of {}.", "tower", tmp_path, path)
+    assert asked[:2] == [["a photo of cat.", "a photo of kitten."], ["a photo of tvmonitor screen."]]
+    assert len(asked) == 27 and asked[2] == ["a photo of ground."]
+    found, (_, told) = texts.read(path), content(path)
+    assert found.names == ("cat", "tvmonitor") and len(found.background) == 25 and found.scale == 100
+    assert told["tower"] == "tower" and told["words"] == [["cat", "kitten"], ["tvmonitor screen"]]
+    with pytest.raises(UserError, match="--template: `cat` has no place"):
+        texts.make(["cat"], words, "cat", "tower", tmp_path, path)
+
+
+def test_without_openclip_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match=r"OpenCLIP is not installed .*; pip install open_clip_torch"):
+        joint.text_features([["cat"]], "ViT-B-16", tmp_path)
+
+
+def test_a_text_tower_of_openclip(tmp_path: Path) -> None:
+    """Both towers of a small random model: the file is made by ours, and serves the image tower, too."""
+    open_clip = pytest.importorskip("open_clip", reason="OpenCLIP is an extra")
+    vision = {"image_size": 64, "layers": 3, "width": 64, "patch_size": SIDE}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    (tmp_path / "tiny-tower.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "tiny-tower.json")
+    torch.manual_seed(0)
+    model, weights = open_clip.create_model("tiny-tower").eval(), tmp_path / "open_clip_model.safetensors"
+    write_safetensors(weights, {key: value.contiguous() for key, value in model.state_dict().items()}, {})
+    found, scale = joint.text_features([["a cat.", "a kitten."], ["a dog."]], "tiny-tower", weights)
+    with torch.no_grad():
+        cat, kitten, dog = model.encode_text(open_clip.get_tokenizer("tiny-tower")(["a cat.", "a kitten.", "a dog."]))
+        mean = F.normalize(cat, dim=0) + F.normalize(kitten, dim=0)
+        assert torch.allclose(found, F.normalize(torch.stack([mean, dog]), dim=1), atol=1e-5)
+    assert scale == pytest.approx(1 / 0.07) and not found.requires_grad
+    with pytest.raises(UserError, match="OpenCLIP has no model `tiny`"):
+        joint.text_features([["a cat."]], "tiny", weights)
+    with pytest.raises(UserError, match="not the weights of `ViT-B-32`"):
+        joint.text_features([["a cat."]], "ViT-B-32", weights)
+
+    path = tmp_path / "texts.safetensors"
+    texts.make(CLASSES, {}, texts.TEMPLATE, "tiny-tower", weights, path)
+    options = {"depth": 3, "embed_dim": 64, "num_heads": 1, "img_size": 64}
+    encoder = Encoder(name="vit_base_patch16_clip_224", weights=str(weights), options=options)
+    network = localisers.make("clip_es", encoder, SIDE, 3, True, {})
+    encoders.prepare_backbone(network.backbone, encoder)
+    network.begin(Inputs(text=texts.read(path).of(CLASSES)))
+    network.eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():  # the class token in place of the mean patch, as CLIP itself has it
+        body: Any = network.backbone.body
+        token = body.forward_features(network.normalise(images))[:, 0]
+        ours = F.linear(token, network.projection, network.shift)
+        assert torch.allclose(ours, model.encode_image(network.normalise(images)), atol=1e-4)
+    assert network.view(images, torch.ones(2, 3)).isfinite().all()
