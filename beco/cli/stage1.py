@@ -147,7 +147,7 @@ def text_features(
     weights: Annotated[Path, typer.Option(help="file of the whole model's weights")],
     template: Annotated[str, typer.Option(help="the prompt, {} where the class is named")] = "a clean origami {}.",
     words: Annotated[
-        str | None, typer.Option(help="what classes are called instead of their names: {name: text or [texts]}")
+        str | None, typer.Option(help="what classes are called instead: YAML, a text or a list of texts by name")
     ] = None,
 ) -> None:
     """Turn the names of classes into what the method clip_es compares pictures with; needs OpenCLIP."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _text_tower(tower: str, weights: Path) -> tuple[Any, Any]:
     if open_clip.get_model_config(tower) is None:
         raise UserError(f"--tower: OpenCLIP has no model `{tower}`; see open_clip.list_models()")
     state = {key.removeprefix(WRAPPER): value.float() for key, value in read_weights(weights).items()}
+    logging.disable(logging.WARNING)  # it says that the model is random so far
     try:
         apart = any(key.startswith("text.") for key in state)
         model = open_clip.create_model(tower, load_weights=False, force_custom_text=apart)
@@ -76,4 +78,6 @@ def _text_tower(tower: str, weights: Path) -> tuple[Any, Any]:
             f"{weights}: not the weights of `{tower}` with its text tower ({one_line(error)}); name the model that the "
             "file is of"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return model.eval(), open_clip.get_tokenizer(tower)

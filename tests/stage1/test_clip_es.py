@@ -12,11 +12,13 @@ import localiser_inputs
 import pytest
 import timm
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.config import Cam, Encoder
-from beco.datasets import voc
+from beco.cli import stage1 as cli
+from beco.config import Cam, Encoder, Shapes
+from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks import encoders, joint
 from beco.networks.weights import read_safetensors, write_safetensors
@@ -24,6 +26,7 @@ from beco.stage1 import localisers, texts
 from beco.stage1.localisers import clip_es
 from beco.stage1.localisers.base import Inputs, Localiser
 from beco.stage1.texts import Texts
+from beco.stage1.train import load
 
 CLASSES = ["cat", "dog", "cow"]
 SIDE = 16
@@ -448,6 +451,45 @@ def test_texts_are_made_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert told["tower"] == "tower" and told["words"] == [["cat", "kitten"], ["tvmonitor screen"]]
     with pytest.raises(UserError, match="--template: `cat` has no place"):
         texts.make(["cat"], words, "cat", "tower", tmp_path, path)
+
+
+def test_the_commands_take_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes.draw(tmp_path / "set", Shapes(train=4, val=2, size=48))
+    manifest, weights = tmp_path / "manifest.csv", tmp_path / "weights.safetensors"
+    voc.build(tmp_path / "set", "train", "val", shapes.CLASSES, manifest)
+    encoder = localiser_inputs.clip_tower(tmp_path)
+
+    def features(prompts: list[list[str]], tower: str, given: Path) -> tuple[Tensor, float]:
+        assert (tower, given) == ("tiny", weights) and prompts[1] == ["a kitten."]
+        return F.normalize(torch.randn(len(prompts), 8, generator=torch.Generator().manual_seed(0)), dim=1), 10.0
+
+    def text_features(classes: str) -> Path:
+        cli.text_features(
+            classes=classes, output=tmp_path / "texts.safetensors", tower="tiny", weights=weights, template="a {}.",
+            words=f"{{{shapes.CLASSES[1]}: kitten}}",
+        )  # fmt: skip
+        return tmp_path / "texts.safetensors"
+
+    def train(method: str, text: Path | None) -> None:
+        cli.train_classifier(
+            manifest=manifest, root=tmp_path / "set", output=tmp_path / "out", method=method, text=text, device="cpu",
+            settings=yaml.safe_dump({"encoder": encoder, "output_stride": SIDE}),
+        )  # fmt: skip
+
+    monkeypatch.setattr(texts, "text_features", features)
+    path = text_features(str(manifest))
+    with pytest.raises(UserError, match="--text: `cam` does not use it"):
+        train("cam", path)
+    with pytest.raises(UserError, match=r"--text: `clip_es` needs it; give a file of beco text-features"):
+        train("clip_es", None)
+    train("clip_es", path)
+    kept = json.loads((tmp_path / "out" / "classifier.json").read_bytes())
+    assert kept["inputs"] == {"text": texts.read(path).identity()} and kept["steps"] == 0 and kept["map"] is not None
+    network, _ = load(tmp_path / "out" / "classifier.safetensors")
+    assert torch.equal(network.texts[: len(shapes.CLASSES)], texts.read(path).classes)
+    text_features(",".join(shapes.CLASSES[:-1]))
+    with pytest.raises(UserError, match=f"has no text of the class `{shapes.CLASSES[-1]}`"):
+        train("clip_es", path)
 
 
 def test_without_openclip_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
