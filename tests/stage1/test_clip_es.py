@@ -205,8 +205,8 @@ def test_the_gradient_of_odds_is_that_of_the_probability_and_outlives_it(tmp_pat
 def test_attention_to_itself_leaves_the_boxes(squarings: int, tmp_path: Path) -> None:
     network = made(tmp_path, squarings=squarings)
     maps = torch.rand(2, 4, 5).double()
-    attention = torch.eye(20).double().expand(2, 20, 20)
-    found = network._carried(attention, torch.arange(2), maps)
+    carrying = clip_es.transition(torch.eye(20).double().expand(2, 20, 20), 3, squarings)
+    found = network._carried(carrying, maps)
     within = clip_es.in_boxes(maps, 0.4)
     assert torch.allclose(found, (maps * within).flatten(1))
 

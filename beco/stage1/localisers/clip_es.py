@@ -138,11 +138,12 @@ class ClipEs(Localiser):
         images = self._resized(images)
         rows, columns = (side // self.stride for side in images.shape[-2:])
         tokens, attention = self._before_last(images)
+        carrying = transition(attention, self.options["sinkhorn"], self.options["squarings"])
         found = images.new_zeros(len(images), self.classes, rows * columns)
         for pictures, classes, maps in self._gradcam(tokens, targets > 0):
             maps = stretched(maps)
             if self.options["affinity"]:
-                maps = stretched(self._carried(attention, pictures, maps.unflatten(1, (rows, columns))))
+                maps = stretched(self._carried(carrying[pictures], maps.unflatten(1, (rows, columns))))
             found[pictures, classes] = maps
         return found.unflatten(2, (rows, columns))
 
@@ -222,15 +223,10 @@ class ClipEs(Localiser):
         others = logits.scatter(1, classes[:, None], -torch.inf)
         return logits.gather(1, classes[:, None]) - others.logsumexp(1, keepdim=True)
 
-    def _carried(self, attention: Tensor, pictures: Tensor, maps: Tensor) -> Tensor:
-        """Maps (R, h, w) in [0, 1] of some pictures, of (B, P, P), after their affinity: (R, P)."""
-        within = in_boxes(maps, self.options["box_threshold"])
-        sources = (maps * within).flatten(1)
-        moved = [
-            transition(attention[picture], self.options["sinkhorn"], self.options["squarings"]) @ one
-            for picture, one in zip(pictures.tolist(), sources, strict=True)
-        ]
-        return torch.stack(moved)
+    def _carried(self, carrying: Tensor, maps: Tensor) -> Tensor:
+        """Maps (R, h, w) in [0, 1] after what is within their boxes is carried as (R, P, P) says: (R, P)."""
+        sources = maps * in_boxes(maps, self.options["box_threshold"])
+        return (carrying @ sources.flatten(1)[:, :, None]).squeeze(2)
 
 
 def patch_attention(layer: Any, normed: Tensor, prefix: int) -> Tensor:
@@ -248,14 +244,14 @@ def patch_attention(layer: Any, normed: Tensor, prefix: int) -> Tensor:
 
 
 def transition(attention: Tensor, rounds: int, squarings: int) -> Tensor:
-    """Attention (P, P) above 0 -> how scores are carried: to row i from column j.
+    """Attention (…, P, P) above 0 -> how scores are carried: to row i from column j.
 
     Columns, then rows are divided by their sums, `rounds` times (Sinkhorn), and it is made symmetric.
     """
     for _ in range(rounds):
-        attention = attention / attention.sum(0, keepdim=True).clamp(min=LEAST)
-        attention = attention / attention.sum(1, keepdim=True).clamp(min=LEAST)
-    attention = (attention + attention.T) / 2
+        attention = attention / attention.sum(-2, keepdim=True).clamp(min=LEAST)
+        attention = attention / attention.sum(-1, keepdim=True).clamp(min=LEAST)
+    attention = (attention + attention.mT) / 2
     for _ in range(squarings):
         attention = attention @ attention
     return attention
