@@ -123,7 +123,7 @@ def train_classifier(
 
     own = read_settings(options_of(LOCALISERS.given(method, "--method")), options, "--options").model_dump()
     words = texts.read(text) if text else None
-    Inputs(labels, start, maps.Saliency({}) if saliency else None, words).checked(method)
+    Inputs(labels, start, maps.Saliency({}) if saliency else None, words).checked(method, own)
     chosen, pictures = read_settings(Classifier, settings), manifests.read(manifest, root)
     learnt = pictures.split(train_split)
     inputs = Inputs(
@@ -167,6 +167,9 @@ def cams(
     labels: Annotated[
         Path | None, typer.Option(help="labels.h5 that the network learnt from, where its method wants them again")
     ] = None,
+    saliency: Annotated[
+        Path | None, typer.Option(help="saliency maps of these pictures, likewise; see train-classifier")
+    ] = None,
     shard: Shard = "1-of-1",
     device: Device = "auto",
     threads: Threads = 1,
@@ -174,12 +177,14 @@ def cams(
     """Infer the score maps of a localiser: class activation maps."""
     from beco.config import Cam, read_settings
     from beco.datasets import manifest as manifests
+    from beco.datasets import saliency as maps
     from beco.stage1 import views
     from beco.stage1.localisers.base import Inputs
     from beco.training.trainer import Compute
 
     pictures = manifests.read(manifest, root).split(split)
-    compute, inputs = Compute(device, threads), Inputs(labels)
+    compute = Compute(device, threads)
+    inputs = Inputs(labels, saliency=maps.given(saliency, pictures, manifest) if saliency else None)
     views.infer(pictures, classifier, read_settings(Cam, settings), compute, shard, output, inputs)
 
 

@@ -117,6 +117,6 @@ LOCALISERS = Slot(
 """How stage one comes from image-level labels to score maps. OPTIONS: the settings of its own, see
 `beco.schema.stage1.options_of`. EXTENDS: the localiser whose OPTIONS it has, too. INPUTS: what its training wants
 besides pictures and their labels, of `Source.inputs`; MAP_INPUTS: what of it the inference of its maps wants again.
-TRAINS: false where nothing is learnt before the maps."""
+TRAINS: false where nothing is learnt before the maps. An option may want inputs, too, see `inputs_of` there."""
 
 SLOTS = (LOCALISERS, RECIPES)

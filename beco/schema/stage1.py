@@ -86,14 +86,14 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _as_its_method_wants(self) -> Source:
-        wanted = LOCALISERS.fact(self.method, "INPUTS")
+        object.__setattr__(self, "options", read_options(self.method, self.options))
+        wanted = inputs_of(self.method, self.options)
         for key, words in self.inputs().items():
             given = getattr(self, key) is not None
             if given and key not in wanted:
                 raise ValueError(f"{key}: `{self.method}` does not use it; leave it out")
             if key in wanted and not given:
                 raise ValueError(f"{key}: `{self.method}` needs it; write {words}")
-        object.__setattr__(self, "options", read_options(self.method, self.options))
         return self
 
 
@@ -115,16 +115,29 @@ def read_options(method: str, values: dict[str, Any]) -> dict[str, Any]:
 def options_of(method: str) -> type[Section]:
     """The settings of a localiser's own as a section, from the OPTIONS of its file.
 
-    Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le` or its `choices`.
-    Its type is the default's. Those of the localiser that the file EXTENDS come first, unless it has its own.
+    Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le`, `multiple_of` or
+    its `choices`, with what some of them `want`, see `inputs_of`. Its type is the default's. Those of the localiser
+    that the file EXTENDS come first, unless it has its own.
     """
     fields: dict[str, Any] = {}
-    extended = LOCALISERS.fact(method, "EXTENDS")
-    inherited = LOCALISERS.fact(extended, "OPTIONS") if extended else {}
-    for name, facts in {**inherited, **LOCALISERS.fact(method, "OPTIONS")}.items():
+    for name, facts in _options(method).items():
         kind = Literal[tuple(facts["choices"])] if "choices" in facts else type(facts["default"])
-        fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key != "choices"}))
+        fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key not in ("choices", "want")}))
     return create_model(f"Options of {method}", __base__=Section, **fields)
+
+
+def inputs_of(method: str, options: dict[str, Any], when: str = "INPUTS") -> tuple[str, ...]:
+    """What a localiser with these options, complete, wants besides pictures and their labels in its training (INPUTS)
+    or for its maps (MAP_INPUTS): what its file says, and in both what its options are chosen to want.
+    """
+    chosen = [facts.get("want", {}).get(options[name], ()) for name, facts in _options(method).items()]
+    return (*LOCALISERS.fact(method, when), *(one for inputs in chosen for one in inputs))
+
+
+def _options(method: str) -> dict[str, Any]:
+    """OPTIONS of a localiser, after those of the one that it extends."""
+    extended = LOCALISERS.fact(method, "EXTENDS")
+    return {**(LOCALISERS.fact(extended, "OPTIONS") if extended else {}), **LOCALISERS.fact(method, "OPTIONS")}
 
 
 class Crf(Section):

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 from beco.schema.base import Count, Fraction, Name, Place, Section, braced, nearest
 from beco.schema.dataset import Dataset
 from beco.schema.networks import Encoder, Network
-from beco.schema.slots import LOCALISERS, RECIPES
-from beco.schema.stage1 import Cam, Classifier, Labels, Source
+from beco.schema.slots import RECIPES
+from beco.schema.stage1 import Cam, Classifier, Labels, Source, inputs_of
 from beco.schema.stage2 import Prediction, Training
 
 
@@ -124,7 +124,7 @@ class Config(Section):
 
     def saliency_of(self, source: str) -> str | None:
         """The saliency maps of a source whose method wants them: a folder, or `shapes` for its true objects."""
-        if "saliency" not in LOCALISERS.fact(self.sources[source].method, "INPUTS"):
+        if "saliency" not in inputs_of(self.sources[source].method, self.sources[source].options):
             return None
         return self.dataset.saliency or ("shapes" if self.dataset.format == "shapes" else None)
 
@@ -228,7 +228,7 @@ class Config(Section):
         for name, source in self.sources.items():
             self._named(f"sources.{name}.start", source.start, self.sources, "sources")
             self._named(f"sources.{name}.labels", source.labels, self.labels, "labels")
-            if "saliency" in LOCALISERS.fact(source.method, "INPUTS") and not self.saliency_of(name):
+            if "saliency" in inputs_of(source.method, source.options) and not self.saliency_of(name):
                 raise ValueError(
                     f"dataset.saliency: missing, but `{source.method}` (sources.{name}) needs it; set it to a folder "
                     "of saliency maps"

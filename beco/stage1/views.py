@@ -36,7 +36,7 @@ def infer(
     device = choose_device(compute.device)
     network, classes = load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=torch.channels_last)
-    network.prepare(manifest, (inputs or Inputs()).checked(network.method, "MAP_INPUTS"))
+    network.prepare(manifest, (inputs or Inputs()).checked(network.method, network.options, "MAP_INPUTS"))
     ids = shard_ids(manifest.ids, shard)
     attributes = {"cam": settings.model_dump(), "classifier": file_hash(classifier), "classes": classes, **CELLS}
     with store.create(output, **attributes) as writer:

@@ -166,6 +166,18 @@ def test_a_method_that_wants_saliency_maps_has_the_datasets() -> None:
     assert read(sources=sources, dataset={"saliency": "maps"}).saliency_of("other") == "maps"
 
 
+def test_an_option_may_want_saliency_maps() -> None:
+    own = {"format": "voc", "root": "voc"}
+    found = {}
+    for choice in ("none", "fuse"):
+        sources = {"cam": {}, "other": {"method": "edam", "options": {"saliency": choice}}}
+        found[choice] = {"sources": sources, "labels": {"crf": {"source": "other"}}}
+    words = "dataset.saliency: missing, but `edam` (sources.other) needs it; set it to a folder of saliency maps"
+    assert words in refusal(**found["fuse"], dataset=own)
+    assert read(**found["none"], dataset=own | {"saliency": "maps"}).saliency_of("other") is None
+    assert read(**found["fuse"], dataset=own | {"saliency": "maps"}).saliency_of("other") == "maps"
+
+
 def test_the_file_of_texts_is_needed_where_something_is_made_of_it() -> None:
     sources = {"cam": {}, "clip": {"method": "clip_es", "text": "~/t.safetensors"}}
     assert "sources.clip.text" not in read(sources=sources).needed()

@@ -81,7 +81,6 @@ def test_what_a_text_file_is_known_by(tmp_path: Path) -> None:
         for scale in (10.0, 20.0)
     )
     assert one["text"] != two["text"]
-    assert isinstance(texts.read(tmp_path / "10.0"), Texts)
 
 
 # --- the making of texts ------------------------------------------------------------------------------------

@@ -125,7 +125,8 @@ def test_a_setting_of_one_experiment_reruns_that_one(finished: Checkout) -> None
 
 
 def test_another_source_is_made_beside_the_first(finished: Checkout) -> None:
-    sources = "sources={cam: {}, other: {method: eps, classifier: {seed: 1}}}"  # learns from drawn objects, too
+    # with drawn objects as saliency maps, too, in training and inference
+    sources = "sources={cam: {}, other: {method: edam, options: {saliency: fuse}, classifier: {seed: 1}}}"
     assert finished.planned("--config", sources) == {}  # nothing is made of it
     beside = {"train_classifier": 1, "infer_cams": 2, "gather_cams": 1, "make_labels": 2, "gather_labels": 1}
     labels = "labels={theirs: {refine: none, source: other}}"

@@ -19,6 +19,7 @@ from beco.networks import packages
 from beco.project.preflight import preflight, refuse_results
 from beco.artifacts.sources import data_files, stage_hash
 from beco.schema.slots import LOCALISERS, RECIPES
+from beco.schema.stage1 import inputs_of
 
 settle()
 

@@ -68,16 +68,34 @@ def watched_by_localiser(wildcards):
     return watched(*["train_masks"] * bool(drawn))
 
 
+def _for_maps(source):
+    """What the maps of a source want besides its network and the pictures."""
+    return inputs_of(source.method, source.options, "MAP_INPUTS")
+
+
 def map_labels(wildcards):
     """The labels that the maps of a source want again, if its method does."""
     source = source_of(wildcards)
-    wanted = LOCALISERS.fact(source.method, "MAP_INPUTS")
-    return [labels_file(source.labels)] if "labels" in wanted else []
+    return [labels_file(source.labels)] if "labels" in _for_maps(source) else []
 
 
 def map_inputs(wildcards):
     """The same as options of `beco cams`."""
     return [word for path in map_labels(wildcards) for word in ("--labels", path)]
+
+
+def map_saliency_option(wildcards):
+    """The saliency maps that the maps of a source want again, for a shell; no trigger, as in its training."""
+    wanted = "saliency" in _for_maps(source_of(wildcards))
+    return saliency_option(wildcards) if wanted else ""
+
+
+def watched_by_maps(wildcards):
+    """What score maps depend on: the pictures, and what their saliency maps are where they want such."""
+    if "saliency" not in _for_maps(source_of(wildcards)):
+        return watched()
+    files = [saliency_token(wildcards.source)] if saliency_folder(wildcards) else []
+    return [watched_by_localiser(wildcards), *files]
 
 
 def localiser_code(stage):

@@ -62,18 +62,19 @@ rule infer_cams:
         gpu=GPU,
         root=dataset_root(),
         device=COMPUTE.device,
+        saliency=map_saliency_option,
     params:
         settings=lambda wildcards: source_of(wildcards).cam.model_dump_json(),
         inputs=map_inputs,
         shard="{scatteritem}",
-        watched=watched(),
+        watched=watched_by_maps,
         code=localiser_code("beco.stage1.views"),
     message:
         "Score maps of `{wildcards.source}`, shard {wildcards.scatteritem}"
     shell:
         "beco --log {log:q} cams --manifest {input.manifest:q} --root {resources.root:q} --classifier {input.classifier:q}"
-        " --settings {params.settings:q} {params.inputs:q} --shard {params.shard:q} --output {output:q}"
-        " --device {resources.device} --threads {threads}"
+        " --settings {params.settings:q} {params.inputs:q} {resources.saliency} --shard {params.shard:q}"
+        " --output {output:q} --device {resources.device} --threads {threads}"
 
 
 rule gather_cams:

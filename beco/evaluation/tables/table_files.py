@@ -12,6 +12,7 @@ from beco.artifacts.files import whole, write_csv
 from beco.evaluation.scores.bootstrap import add_picture_intervals
 from beco.evaluation.scores.differences import difference_table
 from beco.evaluation.scores.metrics import MEAN_RULE
+from beco.evaluation.scores.rank_correlation import correlation_table
 from beco.evaluation.tables.label_tables import LABEL_NUMBERS, label_table, sweep_table
 from beco.evaluation.tables.tables import (
     RUN_NUMBERS,
@@ -33,13 +34,17 @@ DIFFERENCES_NOTE = (
     "and measured on these pictures. Over pictures: the 95 % interval (paired bootstrap) of the difference between "
     "these trainings if other pictures of the same kind were measured."
 )
+CORRELATIONS_NOTE = (
+    "Spearman's rank correlation between a property of the labels (training split) and the mIoU of the networks that "
+    "learn from them, over pseudo-labels; in brackets: its 95 % interval (bootstrap over the pseudo-labels)."
+)
 MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
 SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
 
 
 def write_tables(results: Results, output: Path) -> None:
     """Write every table into `output`: recipes, differences, pseudo_labels, classifier and, if anything was swept,
-    sweep (.csv, .md, .tex), per_class.csv, runs.csv.
+    sweep, and if a recipe learnt from several labels, rank_correlations (.csv, .md, .tex), per_class.csv, runs.csv.
     """
     recipes = recipe_table(results.runs, results.labels, results.published)
     labels, swept = label_table(results.labels), sweep_table(results.labels)
@@ -51,6 +56,9 @@ def write_tables(results: Results, output: Path) -> None:
     if not swept.empty:
         write_table(output / "sweep.csv", swept, _sweep(swept), MEAN_NOTE)
     write_table(output / "classifier.csv", ap, _classifier(ap))
+    correlations = correlation_table(results.runs, labels)
+    if not correlations.empty:
+        write_table(output / "rank_correlations.csv", correlations, _correlations(correlations), CORRELATIONS_NOTE)
     write_csv(class_table(results.runs, results.labels), output / "per_class.csv")
     write_csv(every, output / "runs.csv")
 
@@ -137,6 +145,25 @@ def _sweep(swept: pd.DataFrame) -> Printed:
 def _classifier(ap: pd.DataFrame) -> Printed:
     rows = [[row["source"], row["class"], percent(row["ap"])] for row in ap.to_dict("records")]
     return ["source", "class", "AP (%)"], rows
+
+
+def _correlations(correlations: pd.DataFrame) -> Printed:
+    """One line a group of experiments, one column a property."""
+    names = list(dict.fromkeys(correlations["property"]))
+    rows: list[list[object]] = []
+    for (recipe, experiments), group in correlations.groupby(["recipe", "experiments"], sort=False):
+        texts = {row["property"]: _coefficient(row) for row in group.to_dict("records")}
+        named = str(experiments).replace(";", ", ")
+        rows.append([recipe, group["labels"].iloc[0], *(texts[name] for name in names), named])
+    return ["recipe", "pseudo-labels", *(name.replace("_", " ") for name in names), "experiments"], rows
+
+
+def _coefficient(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["correlation"]):
+        return "–"
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[key] for key in ("correlation", "low", "high"))).replace(
+        "-", "−"
+    )
 
 
 # --- formats ------------------------------------------------------------------------------------------------

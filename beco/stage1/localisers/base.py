@@ -17,7 +17,7 @@ from beco.datasets.saliency import Saliency
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
-from beco.schema.slots import LOCALISERS
+from beco.schema.stage1 import inputs_of
 from beco.stage1.merging import multi_scale_maps
 from beco.stage1.texts import Texts
 from beco.training.augment import ClassifierPictures, Normalise
@@ -33,11 +33,11 @@ class Inputs:
     saliency: Saliency | None = field(default=None, metadata={"what": "a folder of saliency maps"})
     text: Texts | None = field(default=None, metadata={"what": "a file of beco text-features"})
 
-    def checked(self, method: str, when: str = "INPUTS") -> Inputs:
-        """Itself, if it is what a localiser wants in its training (INPUTS) or for its maps (MAP_INPUTS); else a
-        `UserError`.
+    def checked(self, method: str, options: dict[str, Any], when: str = "INPUTS") -> Inputs:
+        """Itself, if it is what a localiser with these options wants in its training (INPUTS) or for its maps
+        (MAP_INPUTS); else a `UserError`.
         """
-        wanted = LOCALISERS.fact(method, when)
+        wanted = inputs_of(method, options, when)
         for one in fields(self):
             given = getattr(self, one.name) is not None
             if given and one.name not in wanted:

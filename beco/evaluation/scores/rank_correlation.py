@@ -1,0 +1,103 @@
+"""Which property of pseudo-labels predicts the network: the question of the paper's Figure 1, as rank correlations.
+
+Trainings with the same settings on several pseudo-labels are one group; each of its pseudo-labels is one point.
+Spearman's coefficient between a property of the labels and the networks' mIoU says whether the order of one is that of
+the other; its interval is that of a percentile bootstrap over the points (Efron & Tibshirani 1993), i.e. what other
+pseudo-labels of the same kind would have given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from beco.evaluation.scores.differences import LEVEL
+from beco.evaluation.tables.tables import Run
+
+PROPERTIES = ("miou", "precision", "recall", "boundary_iou", "pixel_accuracy", "accuracy_reliable")
+LEAST = 4
+"""Pseudo-labels of a group, below which an order says nothing."""
+RESAMPLES = 2000
+SEED = 0
+COLUMNS = ["recipe", "experiments", "labels", "property", "correlation", "low", "high"]
+
+
+def correlation_table(
+    runs: Iterable[Run], labels: pd.DataFrame, properties: Sequence[str] = PROPERTIES
+) -> pd.DataFrame:
+    """One row per group of experiments and property of their labels; without a group, the header alone.
+
+    `labels` is `label_tables.label_table`; its rows of the labels' first split count. `experiments` names the group's,
+    `labels` counts its pseudo-labels, `correlation` is Spearman's, from −1 to 1, empty where a property or the mIoU is
+    the same everywhere or unknown, and `low` and `high` are its 95 % interval.
+    """
+    known = labels.drop_duplicates("labels").set_index("labels")
+    rows = []
+    for names, recipe, points in _groups(runs):
+        points = points[points.index.isin(known.index)]
+        if len(points) < LEAST:
+            continue
+        for name in properties:
+            found, low, high = correlated(known.loc[points.index, name].to_numpy(float), points.to_numpy(float))
+            rows.append((recipe, ";".join(names), len(points), name, found, low, high))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _groups(runs: Iterable[Run]) -> list[tuple[list[str], str, pd.Series]]:
+    """Names of the experiments, their recipe, and the mIoU by labels, of those that differ in their labels alone."""
+    rows = []
+    for run in runs:
+        training = run.training()
+        if "recipe" in training and run.labels != "truth":
+            miou = run.metrics()["miou"]
+            rows.append((_settings(training, run.metrics()), training["recipe"], run.experiment, run.labels, miou))
+    frame = pd.DataFrame(rows, columns=["settings", "recipe", "experiment", "labels", "miou"])
+    return [
+        (
+            list(dict.fromkeys(group["experiment"])),
+            group["recipe"].iloc[0],
+            group.groupby("labels", sort=False)["miou"].mean(),
+        )
+        for _, group in frame.groupby("settings", sort=False)
+    ]
+
+
+def _settings(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """What two trainings have to share to be one group; seeds, labels and what the encoder starts from may differ."""
+    return json.dumps(
+        [training.get("recipe"), training.get("settings"), training.get("network"), metrics.get("protocol")]
+    )
+
+
+def correlated(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's coefficient of two (n,) float64 arrays, and its percentile interval over `RESAMPLES` draws of points.
+
+    All three NaN where either holds NaN or one value only. Draws in which all points are alike in one of them have no
+    coefficient and are left out.
+    """
+    if np.isnan(first).any() or np.isnan(second).any():
+        return np.nan, np.nan, np.nan
+    drawn = np.random.default_rng(SEED).integers(len(first), size=(RESAMPLES, len(first)))
+    every = spearman(first[drawn], second[drawn])
+    every = every[~np.isnan(every)]
+    found = float(spearman(first[None], second[None])[0])
+    if np.isnan(found) or not len(every):
+        return np.nan, np.nan, np.nan
+    low, high = np.quantile(every, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return found, float(low), float(high)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's coefficient of each row of two (R, n) float64 arrays: (R,) float64, NaN for a constant row.
+
+    Pearson's coefficient of the ranks, of which ties have the mean (Spearman 1904).
+    """
+    a, b = (stats.rankdata(values, axis=1) for values in (first, second))
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
+    length = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), length, out=np.full(len(length), np.nan), where=length > 0)
