@@ -39,7 +39,7 @@ LISTED = ("import_labels", "export_labels", "archive")
 """Commands that read whatever files of these suffixes lie in the folder that they are given."""
 READ_IN = ("cams.h5", "classifier/classifier.json", "classifier/history.csv")
 """What is read in the folder of a source of score maps."""
-KEYS = ("labels", "masks", "root", "saliency", "weights", "path")
+KEYS = ("labels", "masks", "root", "saliency", "text", "weights", "path")
 """Keys of settings that name files."""
 WORDS = ("imagenet", "classifier", "truth")
 

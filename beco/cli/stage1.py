@@ -98,6 +98,9 @@ def train_classifier(
             "objects of the embedded dataset"
         ),
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="file of beco text-features, where the method compares with texts")
+    ] = None,
     watched: Annotated[str | None, typer.Option(help="of the workflow: TOKEN, see exchange/watch")] = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -113,20 +116,44 @@ def train_classifier(
     from beco.datasets.matching import by_name
     from beco.exchange import watch
     from beco.schema.stage1 import options_of
+    from beco.stage1 import texts
     from beco.stage1 import train as stage
     from beco.stage1.localisers.base import Inputs
     from beco.training.trainer import Compute
 
     own = read_settings(options_of(LOCALISERS.given(method, "--method")), options, "--options").model_dump()
-    Inputs(labels, start, maps.Saliency({}) if saliency else None).checked(method, own)
+    words = texts.read(text) if text else None
+    Inputs(labels, start, maps.Saliency({}) if saliency else None, words).checked(method, own)
     chosen, pictures = read_settings(Classifier, settings), manifests.read(manifest, root)
     learnt = pictures.split(train_split)
-    inputs = Inputs(labels, start, maps.given(saliency, learnt, manifest) if saliency else None)
+    inputs = Inputs(
+        labels,
+        start,
+        maps.given(saliency, learnt, manifest) if saliency else None,
+        words.of(learnt.classes) if words else None,
+    )
     compute = Compute(device, threads, workers, devices, nodes)
     wanted = stage.Wanted(chosen, method, own, inputs)
     stage.train(learnt, pictures.split(val_split), wanted, compute, output, replace)
     if watched and saliency:
         watch.record(saliency, output, learnt.ids, watched, by_name)
+
+
+@app.command()
+def text_features(
+    classes: Annotated[str, typer.Argument(help="names parted by commas, a manifest.csv, or a config.yaml")],
+    output: Output,
+    tower: Annotated[str, typer.Option(help="OpenCLIP's name of the model, such as ViT-B-16-quickgelu")],
+    weights: Annotated[Path, typer.Option(help="file of the whole model's weights")],
+    template: Annotated[str, typer.Option(help="the prompt, {} where the class is named")] = "a clean origami {}.",
+    words: Annotated[
+        str | None, typer.Option(help="what classes are called instead: YAML, a text or a list of texts by name")
+    ] = None,
+) -> None:
+    """Turn the names of classes into what the method clip_es compares pictures with; needs OpenCLIP."""
+    from beco.stage1 import texts
+
+    texts.make(texts.named(classes), texts.words_of(words), template, tower, weights, output)
 
 
 @app.command()

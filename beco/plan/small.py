@@ -150,6 +150,8 @@ def _at_hand(config: Config, values: dict[str, Any]) -> None:
     for section in _sections(values, "weights"):
         if section["weights"] not in (None, "classifier", "imagenet"):
             section["weights"] = str(Path(section["weights"]).absolute())
+    for source in values["sources"].values():
+        source["text"] = source["text"] and str(Path(source["text"]).absolute())
     for section in _sections(values, "root"):
         section |= {
             key: section[key] and str(Path(section[key]).absolute()) for key in ("root", "labels", "masks", "saliency")

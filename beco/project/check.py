@@ -29,9 +29,11 @@ from beco.errors import Problems, UserError
 from beco.exchange import imports
 from beco.networks.encoders import create_backbone, prepare_backbone
 from beco.networks.frozen import freeze
+from beco.networks.joint import image_projection
 from beco.networks.packages import package_of, weights_file
 from beco.networks.segmenter import backbone_of
 from beco.project import room
+from beco.stage1 import texts
 from beco.stage1.train import unscored
 from beco.training.trainer import choose_device
 
@@ -68,6 +70,8 @@ def check(config: Config, quick: bool = False, elsewhere: bool = False) -> list[
     ]
     if users := [name for name in config.used_sources() if config.saliency_of(name)]:
         looks.insert(2, ("saliency", partial(_saliency, config, manifest, users)))
+    if users := [name for name in config.used_sources() if config.sources[name].text]:
+        looks.insert(2, ("texts", partial(_texts, config, manifest, users)))
     if elsewhere:
         looks = [(name, look) for name, look in looks if name != "machine"]
     groups = [data]
@@ -222,6 +226,21 @@ def _saliency(config: Config, manifest: Manifest | None, users: list[str], group
         group.problems.append(f"dataset.saliency: {error}")
     else:
         group.notes.append(f"dataset.saliency: {place}, for sources.{', sources.'.join(users)}")
+
+
+def _texts(config: Config, manifest: Manifest | None, users: list[str], group: Group) -> None:
+    """Read each file, compare it with the image tower, and with a manifest look for every class in it."""
+    for name in users:
+        source, key = config.sources[name], f"sources.{name}"
+        try:
+            found = texts.read(Path(str(source.text)))
+            if manifest is not None or config.dataset.format == "shapes":
+                found.of(manifest.classes if manifest else config.dataset.classes or shapes.CLASSES)
+            found.refuse_other_width(len(image_projection(source.classifier.encoder)[0]))
+        except UserError as error:
+            group.problems.append(f"{key}: {error}")
+            continue
+        group.notes.append(f"{key}.text: {source.text}, {len(found.names)} classes")
 
 
 # --- machine ------------------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ class Source(Section):
     start: Name | None = Field(
         None, description="a name under `sources` whose network it goes on from, where the method wants one"
     )
+    text: Place | None = Field(
+        None, description="a file of `beco text-features`: what the classes are called, where the method wants it"
+    )
 
     @staticmethod
     def inputs() -> dict[str, str]:
@@ -78,6 +81,7 @@ class Source(Section):
         return {
             "labels": "labels: a name under labels",
             "start": "start: a name under sources, whose network it goes on from",
+            "text": "text: a file of `beco text-features`",
         }
 
     @model_validator(mode="after")

@@ -117,6 +117,7 @@ class Config(Section):
             for name, recipe in self.labels.items()
             if recipe.imported
         }
+        found |= {f"sources.{name}.text": self.sources[name].text for name in self.used_sources()}
         if any(self.saliency_of(name) for name in self.used_sources()):
             found["dataset.saliency"] = self.dataset.saliency
         return {key: path for key, path in found.items() if path not in (None, "imagenet", "classifier")}

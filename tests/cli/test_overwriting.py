@@ -86,6 +86,7 @@ CASES: dict[str, list[str]] = {
     "render-masks": ["render-masks", "--root", "data", "-o", "data"],
     "train-classifier": ["train-classifier", *reads(Path()), "-o", "first", "--settings",
                          "{encoder: {name: resnet10t, weights: first/classifier.safetensors}}"],
+    "text-features": ["text-features", "cat", "--tower", "t", "--weights", "labels.h5", "-o", "labels.h5"],
     "cams": ["cams", *reads(Path()), "--classifier", "first/classifier.safetensors", "-o",
              "first/classifier.safetensors"],
     "train-irn": ["train-irn", *reads(Path()), "--labels", "labels.h5", "--classifier", "first/irn.safetensors", "-o",

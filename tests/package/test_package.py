@@ -59,7 +59,7 @@ def imported() -> dict[str, str]:
 
 def test_what_is_imported_is_declared() -> None:
     found = imported()
-    optional = (declared("pydensecrf") | declared("workflow")) - declared()
+    optional = (declared("clip") | declared("pydensecrf") | declared("workflow")) - declared()
     assert {name: path for name, path in found.items() if name not in declared() | optional} == {}
     assert declared() - set(found) == UNIMPORTED
 

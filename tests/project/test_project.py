@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import localiser_inputs
 import numpy as np
 import pytest
 import timm
@@ -357,6 +358,29 @@ def test_check_looks_at_saliency_maps(own: Path, capsys: pytest.CaptureFixture[s
     status, said = checked(config, capsys)
     assert status == 1 and "To mend: 2." in said
     assert f"no saliency map of picture {first}" in said and f"{second}.png: is 7×5, its picture" in said
+
+
+def test_check_looks_at_texts(own: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = init(own)
+    values, path = yaml.safe_load(config.read_text()), tmp_path / "texts.safetensors"
+    settings = {"encoder": localiser_inputs.clip_tower(tmp_path), "output_stride": 16}
+    values["sources"] = {"cam": {}, "clip": {"method": "clip_es", "text": str(path), "classifier": settings}}
+    values["labels"]["theirs"] = {"source": "clip"}
+
+    def said(**encoder: Any) -> str:
+        settings["encoder"] |= encoder
+        config.write_text(yaml.safe_dump(values))
+        return checked(config, capsys)[1]
+
+    classes = formats.build(read_config(str(config), True).dataset, tmp_path / "manifest.csv").classes
+    assert f"sources.clip: {path}: no such file of texts; make it with `beco text-features`" in said()
+    localiser_inputs.written(path, classes[1:])
+    assert f"has no text of the class `{classes[0]}`" in said()
+    localiser_inputs.written(path, classes, 5)
+    assert "its texts have 5 features, the image tower 8" in said()
+    localiser_inputs.written(path, [*classes, "another"])
+    assert f"sources.clip.text: {path}, {len(classes) + 1} classes" in said()
+    assert "sources.clip: encoder.weights: null brings no projection" in said(weights=None)
 
 
 @pytest.mark.parametrize(

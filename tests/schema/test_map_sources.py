@@ -107,6 +107,8 @@ TWO = {"method": "two", "start": "cam", "labels": "crf"}
         ({"b": {"options": {"x": 1}}}, "options.x: unknown key; `cam` has no options, so remove it"),
         ({"b": {"method": "two", "start": "cam"}}, "labels: `two` needs it"),
         ({"b": {"labels": "crf"}}, "labels: `cam` does not use it; leave it out"),
+        ({"b": {"method": "clip_es"}}, "text: `clip_es` needs it; write text: a file of `beco text-features`"),
+        ({"b": {"text": "t.safetensors"}}, "text: `cam` does not use it; leave it out"),
         ({"b": {**TWO, "start": "cma"}}, "sources.b.start: no `cma` under sources; did you mean `cam`?"),
         ({"b": {**TWO, "labels": "cfr"}}, "sources.b.labels: no `cfr` under labels; did you mean `crf`?"),
         ({"b": {**TWO, "start": "b"}}, "sources.b: made of itself"),
@@ -174,3 +176,10 @@ def test_an_option_may_want_saliency_maps() -> None:
     assert words in refusal(**found["fuse"], dataset=own)
     assert read(**found["none"], dataset=own | {"saliency": "maps"}).saliency_of("other") is None
     assert read(**found["fuse"], dataset=own | {"saliency": "maps"}).saliency_of("other") == "maps"
+
+
+def test_the_file_of_texts_is_needed_where_something_is_made_of_it() -> None:
+    sources = {"cam": {}, "clip": {"method": "clip_es", "text": "~/t.safetensors"}}
+    assert "sources.clip.text" not in read(sources=sources).needed()
+    config = read(sources=sources, labels={"crf": {"source": "clip"}})
+    assert config.needed()["sources.clip.text"] == str(Path.home() / "t.safetensors")

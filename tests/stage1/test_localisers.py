@@ -83,9 +83,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> manifests.Manifest:
     return voc.build(folder / "set", "train", "val", shapes.CLASSES, folder / "manifest.csv")
 
 
-def wanted(name: str, steps: int = 4, /, **options: Any) -> train.Wanted:
+def wanted(name: str, steps: int = 4, folder: Path = Path(), /, **options: Any) -> train.Wanted:
     schedule = {"batch_size": 4, "steps": steps, "checkpoint_minutes": 1e-6}
-    settings = Classifier.model_validate({**SETTINGS, "schedule": schedule})
+    other = localiser_inputs.ENCODERS.get(name)
+    encoder = {"encoder": other(folder / "tower")} if other else {}
+    settings = Classifier.model_validate({**SETTINGS, **encoder, "schedule": schedule})
     complete = options_of(name).model_validate(options).model_dump()
     return train.Wanted(settings, name, complete)
 
@@ -132,7 +134,7 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
 def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifests.Manifest, tmp_path: Path) -> None:
     """Random weights serve: every picture's own classes, in [0, 1], alike alone and among others."""
     chosen = pictures.split("train")
-    given = wanted(name, 1, **localiser_inputs.CHEAP.get(name, {}))
+    given = wanted(name, 1, tmp_path, **localiser_inputs.CHEAP.get(name, {}))
     trained(pictures, given, tmp_path)
     inputs = localiser_inputs.made(name, chosen, given.settings, tmp_path / "again", "MAP_INPUTS")
     found = {}
@@ -156,7 +158,7 @@ def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifest
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_configured_by_its_name(name: str) -> None:
-    keys = {"labels": "crf", "start": "first"}
+    keys = {"labels": "crf", "start": "first", "text": "texts.safetensors"}
     given = {one: keys[one] for one in LOCALISERS.fact(name, "INPUTS") if one in keys}
     config = validate_config(
         {

@@ -28,6 +28,7 @@ def localiser_starts(wildcards):
         *weights_file(source.classifier.encoder),
         *([classifier(source.start)] if source.start else []),
         *([labels_file(source.labels)] if source.labels else []),
+        *existing([source.text]),
     ]
 
 
@@ -36,9 +37,10 @@ def localiser_inputs(wildcards):
     source = source_of(wildcards)
     start = ["--start", classifier(source.start)] if source.start else []
     labels = ["--labels", labels_file(source.labels)] if source.labels else []
+    text = ["--text", source.text] if source.text else []
     folder = saliency_folder(wildcards)
     watched = ["--watched", saliency_token(wildcards.source)] if folder else []
-    return start + labels + watched
+    return start + labels + text + watched
 
 
 def saliency_folder(wildcards):

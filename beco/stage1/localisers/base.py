@@ -20,6 +20,7 @@ from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
 from beco.schema.stage1 import inputs_of
 from beco.stage1.merging import multi_scale_maps
+from beco.stage1.texts import Texts
 from beco.training.augment import ClassifierPictures, Normalise
 from beco.training.sampling import Draws
 
@@ -37,6 +38,9 @@ class Inputs:
     )
     saliency: Saliency | None = field(
         default=None, metadata={"what": "a folder of saliency maps", "supervision": Saliency.supervision}
+    )
+    text: Texts | None = field(
+        default=None, metadata={"what": "a file of beco text-features", "supervision": Texts.supervision}
     )
 
     def checked(self, method: str, options: dict[str, Any], when: str = "INPUTS") -> Inputs:
@@ -62,7 +66,7 @@ class Inputs:
         """What each is known by."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return {
-            name: one.identity() if isinstance(one, Saliency) else file_hash(one)
+            name: file_hash(one) if isinstance(one, Path) else one.identity()
             for name, one in given.items()
             if one is not None
         }
