@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, create_model, model_validator
 
 from beco.schema.base import Count, Fraction, Name, Place, Positive, Section, nearest
+from beco.schema.facts import Option
 from beco.schema.networks import Encoder
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
 from beco.schema.slots import LOCALISERS
@@ -112,14 +113,13 @@ def options_of(method: str) -> type[Section]:
     """The settings of a localiser's own as a section, from the OPTIONS of its file.
 
     Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le` or its `choices`.
-    Its type is the default's. Those of the localiser that the file EXTENDS come first, unless it has its own.
+    Its type is the default's. Those of the localiser that the file EXTENDS, and of what that one does, come first,
+    unless it has its own.
     """
-    fields: dict[str, Any] = {}
-    extended = LOCALISERS.fact(method, "EXTENDS")
-    inherited = LOCALISERS.fact(extended, "OPTIONS") if extended else {}
-    for name, facts in {**inherited, **LOCALISERS.fact(method, "OPTIONS")}.items():
-        kind = Literal[tuple(facts["choices"])] if "choices" in facts else type(facts["default"])
-        fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key != "choices"}))
+    options: dict[str, Option] = {}
+    for one in reversed(LOCALISERS.lineage(method)):
+        options |= LOCALISERS.fact(one, "OPTIONS")
+    fields: dict[str, Any] = {name: option.field() for name, option in options.items()}
     return create_model(f"Options of {method}", __base__=Section, **fields)
 
 
