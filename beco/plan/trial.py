@@ -20,8 +20,12 @@ WORK = 80.0  # seconds of work, beyond imports, that the second size is chosen f
 MOST = 20  # times the first size that the second may be
 LONG = 40.0, 150.0  # seconds of a processor that a job of the first and of the second size may take
 SPARE = 0.9  # of the free memory is what a job may take
-COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "memory", "disk")
-"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, and bytes."""
+COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "modules", "memory", "disk")
+"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, how many
+modules are imported, and bytes."""
+ALIKE = 0.1
+"""Share of their modules in which jobs of a rule that import the same may differ, as those of two recipes do. With
+torch or without it (some make_labels) are 1.7 times as many."""
 NOT_TOLD_APART = ("scatteritem", "seed")
 """Wildcards in which jobs may differ that cost the same."""
 MEND = "make it with `beco plan --save FILE` of this version"
@@ -43,8 +47,8 @@ class Trial:
     def fit(self, key: str, amount: float, column: str) -> float:
         """`column` of a job of `amount`: what does not depend on it, as two sizes tell, and the rest in proportion.
 
-        Seconds of imports are known apart; of a processor they are the same work in every job of a rule, and tell by
-        how much the machine's load slowed a job. Memory: the most of the sizes.
+        Seconds of imports are known apart; of a processor they are the same work in every job of a rule that imports
+        the same, and tell by how much the machine's load slowed a job. Memory: the most of the sizes.
         """
         points = self.took[key]
         if column == "memory":
@@ -60,9 +64,11 @@ class Trial:
         return apart + less + slope * (amount - few)
 
     def _imports(self, key: str, column: str) -> float:
-        """The least that the imports of a rule's jobs took."""
+        """The least that the imports of a job took, or of those of its rule that import the same."""
         rule = [point for other, points in self.took.items() if other.split()[0] == key.split()[0] for point in points]
-        return min(point.get(f"imports_{column}", 0.0) for point in rule)
+        own = self.took[key][0]["modules"]
+        alike = [point for point in rule if abs(point["modules"] - own) <= ALIKE * own]
+        return min(point.get(f"imports_{column}", 0.0) for point in alike)
 
     def _work(self, point: dict[str, float], apart: float, column: str) -> float:
         """What a job took besides its imports, less what load made of it."""
