@@ -81,7 +81,7 @@ DATA = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (0, b"\x93NUMPY", "a NumPy array"),
 )
-PICTURES = ("a picture", "a mask")
+PICTURES = ("a picture", "a mask", "a saliency map")
 UNKNOWN = "of no format that is known"
 BLANK = b"\xef\xbb\xbf \t\r\n\x0c"
 NETPBM = re.compile(rb"P[1-7fFyY]\s")
