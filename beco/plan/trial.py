@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from beco.config import Config
 from beco.errors import UserError
 from beco.plan.pictures import Pictures
 from beco.plan.small import CUTS, Cut, of_one, representative, sizes, small, with_weights
-from beco.plan.workflow import Job, asked, walked
+from beco.plan.workflow import Job, asked, passing_folder, walked
 from beco.training.trainer import choose_device, describe
 
 WORK = 80.0  # seconds of work, beyond imports, that the second size is chosen for
@@ -111,9 +110,9 @@ def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
     trial = Trial(describe(device), device.type == "cuda", [])
     logging.getLogger("beco").setLevel(logging.WARNING)
     batch = int(max((job.learnt / job.steps for job in jobs if job.steps), default=2))
-    with tempfile.TemporaryDirectory(prefix="beco-plan-") as name:
+    with passing_folder() as place:
         for number, cut in enumerate(CUTS):
-            folder = Path(name) / str(number)
+            folder = place / str(number)
             trial.part, trial.took = cut.part, {}
             least = cut.together(batch)
             stopped = _walk(trial, config, pictures, cut, folder / "first", least)
@@ -154,11 +153,11 @@ def _walk(trial: Trial, config: Config, pictures: Pictures, cut: Cut, folder: Pa
 
 def full(config: Config, pictures: Pictures) -> list[Job]:
     """All jobs of a configuration, in an order in which they can run, as the workflow itself says."""
-    with tempfile.TemporaryDirectory(prefix="beco-plan-") as name:
-        few = pictures.small(Path(name) / "pictures", 2, 1, 1.0)
+    with passing_folder() as place:
+        few = pictures.small(place / "pictures", 2, 1, 1.0)
         values = config.model_dump(mode="json") | {"results": "results"}
         values["dataset"] |= few
-        return asked(values, Path(name) / "jobs", pictures.train)
+        return asked(values, place / "jobs", pictures.train)
 
 
 def read(path: Path) -> Trial:
