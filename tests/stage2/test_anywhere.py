@@ -27,6 +27,7 @@ from beco.networks.encoders import save_network
 from beco.networks.segmenter import Segmenter, build
 from beco.stage2 import journal, looks, outputs
 from beco.stage2 import predict as prediction
+from beco.training import batches
 from beco.training.trainer import Compute
 
 CLASSES = ["cat", "dog", "bird"]
@@ -458,6 +459,17 @@ def test_pictures_beyond_the_memory_are_left_out(
 
 
 # --- what the networks' file says ---------------------------------------------------------------------------
+
+
+def test_a_size_to_be_fed_beyond_the_memory_is_told(
+    net: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 90 GB")
+
+    monkeypatch.setattr(batches, "as_fed", none)
+    said = predict(net, pictures / "a.jpg", "-o", tmp_path / "out", "--settings", "{resize: 100000}", status=1)
+    assert "100000" in said and "take more memory than there is" in said
 
 
 def test_a_file_that_does_not_say_how_to_predict(pictures: Path, tmp_path: Path) -> None:
