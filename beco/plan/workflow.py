@@ -131,7 +131,8 @@ def _run(values: dict[str, Any], folder: Path, *options: str, **environment: str
     plugin = folder / "snakemake_logger_plugin_beco" / "__init__.py"
     plugin.parent.mkdir(parents=True)
     plugin.write_text(PLUGIN, encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    text = yaml.safe_dump(values, sort_keys=False)  # the first of `sources` means something
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     search = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     where = ["--snakefile", str(snakefile.absolute()), "--directory", str(folder), "--logger", "beco"]
     command = [program, *where, "--configfile", str(folder / "config.yaml"), *options]

@@ -160,6 +160,14 @@ def test_methods_of_ones_own_are_found_from_the_trials_folder(tmp_path: Path, mo
     assert given[0]["BECO_METHODS"] == str(tmp_path / "mine")
 
 
+def test_the_first_source_stays_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of labels which name none, whatever it is called."""
+    monkeypatch.setattr(workflow, "_waited", lambda *_: (0, ""))
+    of = config(sources={"zebra": {}, "ant": {"method": "amn", "labels": "crf"}})
+    workflow.asked(of.model_dump(mode="json"), tmp_path / "jobs", 1)
+    assert read_config_files([tmp_path / "jobs" / "config.yaml"], []) == of
+
+
 def walk(limit: float, sizes: list[Any]) -> Any:
     """Instead of the workflow: a training of 5 s and 0.1 s a picture, stopped beyond `limit` pictures together."""
 
