@@ -411,7 +411,7 @@ def test_encoders_that_cannot_do_it(name: str, stride: int, message: str) -> Non
 
 def test_a_transformer_without_blocks() -> None:
     given = encoder(name="vit_tiny_patch16_224", options={"depth": 0, "embed_dim": 48, "num_heads": 3})
-    with pytest.raises(UserError, match="encoder.options of `vit_tiny_patch16_224`: leave no block"):
+    with pytest.raises(UserError, match=r"encoder\.options of `vit_tiny_patch16_224`: leave no block"):
         encoders.create_backbone(given, 16)
 
 
