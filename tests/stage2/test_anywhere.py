@@ -430,6 +430,10 @@ def test_what_python_is_given_is_a_picture(net: Path, tmp_path: Path) -> None:
     for wrong in (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB"):
             loaded.predict(wrong)
+    with pytest.raises(ValueError, match="not 0×5 of them"):
+        loaded.predict(Image.new("RGB", (0, 5)))
+    with pytest.raises(UserError, match="settings: expected keys and values, found int"):
+        beco.load(net, "cpu", 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not int"):
         loaded.predict(3)  # type: ignore[call-overload]
     with pytest.raises(UserError, match="no such picture"):
