@@ -127,7 +127,7 @@ def read_settings(model: type[S], text: str | None, where: str = "--settings") -
 
 def merged_settings(model: type[S], base: S, over: str | dict[str, Any] | None, where: str = "--settings") -> S:
     """As `read_settings`, of what the text (or its values) names; all else is as in `base`."""
-    values, where = (over, where) if isinstance(over, dict) else _given(over, where)
+    values, where = _given(over, where) if over is None or isinstance(over, str) else (over, where)
     return validate(model, merge(base.model_dump(mode="json"), values) if isinstance(values, dict) else values, where)
 
 

@@ -148,13 +148,18 @@ def unreadable(
     return UserError(f"{path}: {(told(path, what, own) if what else '') or refusal(path, error) or damage}")
 
 
+def of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that there is not enough memory, in the words of Python, torch or CUDA."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+
+
 def refusal(path: Path | str, error: Exception | None) -> str | None:
     """What the system said when it would not let a file be read, with the mend; None if the content is at fault.
 
     Libraries keep the system's number to themselves, and HDF5 asks the system for nonsense (EINVAL) where a file is
     damaged; so where `error` has no better one, the file is read through once more.
     """
-    if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS):
+    if of_memory(error):
         return "cannot be read, for lack of memory; free some, then run this again"
     number = error.errno if isinstance(error, OSError) else None
     if number in (None, errno.EINVAL):

@@ -81,7 +81,7 @@ DATA = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (0, b"\x93NUMPY", "a NumPy array"),
 )
-PICTURES = ("a picture", "a mask")
+PICTURES = ("a picture", "a mask", "a saliency map")
 UNKNOWN = "of no format that is known"
 BLANK = b"\xef\xbb\xbf \t\r\n\x0c"
 NETPBM = re.compile(rb"P[1-7fFyY]\s")
@@ -112,8 +112,18 @@ def told(path: Path | str, what: str, own: tuple[str, ...] = ()) -> str:
     return f"is {name}, {rest}" if name and name not in own else ""
 
 
+def endless(path: Path) -> bool:
+    """Whether it is there and neither a file nor a folder: a pipe or a device, whose reading may never end."""
+    try:
+        return path.exists() and not (path.is_file() or path.is_dir())
+    except (OSError, ValueError):  # said better when it is opened
+        return False
+
+
 def begins_as_picture(path: Path) -> bool:
     """Whether the first bytes of a file are those of a picture that is read, whatever it is called."""
+    if endless(path):
+        return False
     try:
         with path.open("rb") as stream:
             head = stream.read(READ)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -68,13 +69,13 @@ def _file(module: str) -> Path | None:
     if parts[0] != PACKAGE.name:
         return None
     path = PACKAGE.joinpath(*parts[1:])
-    for slot in SLOTS:  # a method may lie in a folder of the user's own
-        if module.startswith(f"{slot.package}.") and parts[-1] in slot.files():
-            return slot.files()[parts[-1]]
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+    places = [path]
+    for slot in SLOTS:  # a method, and what it imports beside it, may lie in a folder of the user's own
+        if module.startswith(f"{slot.package}."):
+            within = parts[slot.package.count(".") + 1 :]
+            places = [folder.joinpath(*within) for folder in slot.folders]
+    files = (file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py")))
+    return next((file for file in files if file.is_file()), None)
 
 
 @cache
@@ -82,7 +83,8 @@ def _tree(module: str) -> ast.Module:
     path = _file(module)
     if path is None:
         raise ModuleNotFoundError(f"no module {module} in this package")
-    return ast.parse(path.read_text(encoding="utf-8"))
+    with tokenize.open(path) as file:
+        return ast.parse(file.read())
 
 
 @cache

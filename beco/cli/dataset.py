@@ -143,14 +143,16 @@ def plan(
 
     known = trial.read(rates) if rates else None
     listed = trial.full(checked, counted)
+    if against:
+        measured.benchmarked(listed, against)  # refuses a wrong folder before the minutes of a trial
     if known is None:
         typer.echo("trying the road on few pictures, some minutes (or give --rates FILE) …", err=True)
         known = trial.here(checked, counted, listed)
-    if save:
-        write_json(save, asdict(known))
     made = report.Plan(checked, counted, listed, known)
     values = report.as_json(made, parallel)
     typer.echo(report.as_text(values))
+    if save:
+        write_json(save, asdict(known))
     if against:
         table = measured.compare(made, against)
         typer.echo(f"\nseconds of {against}, planned and measured\n{measured.as_text(table)}")

@@ -102,12 +102,30 @@ def sweep_labels(
 
 
 def _named(options: Sequence[str], what: str) -> list[tuple[str, Path]]:
-    """`name=folder` options as pairs."""
+    """`name=folder` options as pairs; UserError if one is no such pair, or a name comes twice."""
     pairs = [option.partition("=") for option in options]
     wrong = [option for option, (name, _, folder) in zip(options, pairs, strict=True) if not (name and folder)]
     if wrong:
         raise UserError(f"{what}: expected name=folder, found `{wrong[0]}`")
+    _refuse_twice([name for name, _, _ in pairs], what)
     return [(name, Path(home(folder))) for name, _, folder in pairs]
+
+
+def _refuse_twice(names: Sequence[str], what: str) -> None:
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{what}: `{min(twice)}` comes twice; give it once")
+
+
+def _labels(options: Sequence[str]) -> list[tuple[str, str, Path]]:
+    """`--labels name:source=folder` as (name, source, folder), "" for no source."""
+    found = []
+    for name, folder in _named(options, "--labels"):
+        parts = name.split(":")
+        if len(parts) > 2 or not all(parts):
+            raise UserError(f"--labels: expected name=folder or name:source=folder, found `{name}={folder}`")
+        found.append((parts[0], parts[1] if parts[1:] else "", folder))
+    _refuse_twice([name for name, _, _ in found], "--labels")
+    return found
 
 
 def _results(
@@ -123,11 +141,10 @@ def _results(
         if len(parts) != 3 or not parts[1].isdigit():
             raise UserError(f"--runs: expected experiment:seed:labels=folder, found `{name}={folder}`")
         found.append(Run(parts[0], int(parts[1]), parts[2], folder))
-    made = [(name.partition(":"), folder) for name, folder in _named(labels, "--labels")]
     compared = parse_yaml(comparisons, "--comparisons")
     return Results(
         found,
-        [LabelSource(name, folder, source) for (name, _, source), folder in made],
+        [LabelSource(name, folder, source) for name, source, folder in _labels(labels)],
         [MapSource(name, folder).checked() for name, folder in _named(sources, "--source")],
         _published(published),
         {name: validate(Comparison, entry, f"--comparisons: {name}") for name, entry in compared.items()},

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
 from beco.artifacts.files import refusal, unreadable, whole
-from beco.artifacts.firstbytes import UNKNOWN, told
+from beco.artifacts.firstbytes import UNKNOWN, endless, told
 from beco.datasets import paths
 from beco.datasets.paths import SUFFIXES
 from beco.errors import UserError
@@ -47,6 +47,8 @@ def opened(
     Raises `UserError` if the file is missing (with those words, or naming one beside it of another case or one of the
     suffixes `alike`), too large, something else than `what` (see `firstbytes.told`), or cannot be read or decoded.
     """
+    if endless(Path(path)):
+        raise UserError(f"{path}: is a pipe, a device or such, and no file; copy {what} into a file")
     too_large = f"{path}: has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or cut it into tiles"
     try:
         with Image.open(path, formats=formats_of(path)) as picture:

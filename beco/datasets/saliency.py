@@ -25,6 +25,8 @@ DRAWN = "shapes"
 OBJECTS = "true objects of shapes"
 OUTLINE = 128
 """The saliency of outlines there, of which the masks say nothing: about half of their pixels are an object's."""
+LOOKED_AT = 24
+"""Maps that are looked at for whether they are of 0 to 255."""
 SIZED = tuple[Path, tuple[int, int]]
 
 
@@ -69,7 +71,9 @@ def given(place: Path, manifest: Manifest, listed: Path) -> Saliency:
     if str(place) != DRAWN:
         return in_folder(place, manifest)
     beside = listed.with_suffix(".json")
-    if not beside.is_file() or read_json(beside)["dataset"].get("format") != DRAWN:
+    told = read_json(beside) if beside.is_file() else None
+    known = told.get("dataset") if isinstance(told, dict) else None
+    if not isinstance(known, dict) or known.get("format") != DRAWN:
         raise UserError(
             f"--saliency: `{DRAWN}` stands for the true objects of the embedded dataset, which {listed} is not of; "
             f"give a folder of saliency maps (./{DRAWN} if it is called so)"
@@ -78,7 +82,10 @@ def given(place: Path, manifest: Manifest, listed: Path) -> Saliency:
 
 
 def in_folder(folder: Path, manifest: Manifest) -> Saliency:
-    """The maps in `folder` of the pictures of `manifest`; UserError naming all that lack one, or one of their size."""
+    """The maps in `folder` of the pictures of `manifest`.
+
+    UserError naming all that lack one, or one of their size; and if none of some is brighter than 1 of 255.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set dataset.saliency to the one of the saliency maps")
     problems, files = [], {}
@@ -92,7 +99,19 @@ def in_folder(folder: Path, manifest: Manifest) -> Saliency:
     sized = [(path, manifest.size(name)) for name, path in files.items()]
     problems += [line for line in in_order(_misfit, sized, allowed_threads(), "looking at saliency maps") if line]
     refuse(problems, f"{folder}")
-    return Saliency(files)
+    found = Saliency(files)
+    _refuse_dark(folder, found, manifest)
+    return found
+
+
+def _refuse_dark(folder: Path, found: Saliency, manifest: Manifest) -> None:
+    """UserError where maps are of 0 and 1, or of 0 to 255 within 16 bits, of which the high byte is read."""
+    looked = manifest.ids[:: max(len(manifest.ids) // LOOKED_AT, 1)]
+    if looked and max(int(found.plane(manifest, image_id).max()) for image_id in looked) <= 1:
+        raise UserError(
+            f"{folder}: none of {len(looked)} saliency maps looked at is brighter than 1 of 255; save them with 8 bits "
+            "and 255 where an object is, not 1"
+        )
 
 
 def _misfit(sized: SIZED) -> str:

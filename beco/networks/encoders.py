@@ -186,6 +186,10 @@ def _transformer(encoder: Encoder, output_stride: int) -> nn.Module | None:
         made = tokens.transformer(encoder)
     except Exception as error:
         raise _refusal(encoder, error) from error
+    if made is not None and not feature_strides(made):
+        raise UserError(
+            f"encoder.options of `{encoder.name}`: leave no block that gives features; set depth to 1 or more"
+        )
     if made is not None and (own := feature_strides(made)[-1]) != output_stride:
         raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}")
     return made

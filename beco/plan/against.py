@@ -10,6 +10,7 @@ import pandas as pd
 from beco.artifacts.files import unreadable
 from beco.errors import UserError
 from beco.plan.report import Plan
+from beco.plan.workflow import Job
 
 OFTEN, SELDOM = 15.5, 30.0
 """Snakemake looks at a job twice a second at first, for so many seconds, and then only every so many."""
@@ -19,24 +20,33 @@ def compare(plan: Plan, folder: Path) -> pd.DataFrame:
     """Planned and measured seconds of the jobs of `plan` that `folder` has, by rule and in all.
 
     Columns: `jobs` (that are in both), `planned`, `measured`, `factor` (planned by measured), `clock` (what the jobs
-    took by the clock, others' load included). `measured` is processor time, but of a GPU's job by the clock.
-    Trainings that went on from a checkpoint are left out. UserError if the folder has none of them or a file is no
-    benchmark.
+    took by the clock, others' load included). `measured` is processor time, but of a GPU's job by the clock. Raises
+    `UserError` as `benchmarked` does.
     """
     found = []
-    for job in plan.jobs:
-        path = folder / f"{job.name}.tsv"
-        if path.is_file() and not _went_on(folder.parent / "logs" / f"{job.name}.log"):
-            clock, processor = read(path)
-            found.append((job.rule, 1, plan.work_seconds(job), clock if plan.on_gpu(job) else processor, clock))
-    if not found:
-        raise UserError(f"{folder}: has no benchmark of a planned job; name results/<dataset>/benchmarks of this plan")
+    for job, clock, processor in benchmarked(plan.jobs, folder):
+        found.append((job.rule, 1, plan.work_seconds(job), clock if plan.on_gpu(job) else processor, clock))
     frame = pd.DataFrame(found, columns=["rule", "jobs", "planned", "measured", "clock"])
     table = frame.groupby("rule", sort=False).sum()
     table.loc["in all"] = table.sum()
     table["jobs"] = table["jobs"].astype(int)
     table.insert(3, "factor", table["planned"] / table["measured"])
     return table
+
+
+def benchmarked(jobs: list[Job], folder: Path) -> list[tuple[Job, float, float]]:
+    """Those of `jobs` that `folder` has, each with what `read` says.
+
+    Trainings that went on from a checkpoint are left out. UserError if the folder has none of them or a file is no
+    benchmark.
+    """
+    paths = [
+        (job, folder / f"{job.name}.tsv") for job in jobs if not _went_on(folder.parent / "logs" / f"{job.name}.log")
+    ]
+    found = [(job, *read(path)) for job, path in paths if path.is_file()]
+    if not found:
+        raise UserError(f"{folder}: has no benchmark of a planned job; name results/<dataset>/benchmarks of this plan")
+    return found
 
 
 def _went_on(log: Path) -> bool:

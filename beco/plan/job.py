@@ -31,7 +31,9 @@ IMPORTS = "BECO_TRIAL_IMPORTS"
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """What imports take in it, by the clock and of a processor, goes to the file of `IMPORTS`."""
+    """What imports take in it, by the clock and of a processor, and the modules there are then, go to the file of
+    `IMPORTS`.
+    """
     spent, outermost, plain = [0.0, 0.0], True, builtins.__import__
 
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -51,14 +53,15 @@ def importing() -> Iterator[None]:
         yield
     finally:
         builtins.__import__ = plain
-        Path(os.environ[IMPORTS]).write_text(json.dumps(spent), encoding="utf-8")
+        Path(os.environ[IMPORTS]).write_text(json.dumps([*spent, len(sys.modules)]), encoding="utf-8")
 
 
 def run(words: list[str]) -> int:
     """Run `beco` with `words` within the limits of the environment: `SECONDS BYTES` of processor time and memory.
 
-    Writes {clock, processor, imports_clock, imports_processor, memory, stopped} to the log's path with `.took` behind
-    it: seconds, those of imports included, and bytes. A job that goes beyond a limit is ended; `stopped` says which.
+    Writes {clock, processor, imports_clock, imports_processor, modules, memory, stopped} to the log's path with `.took`
+    behind it: seconds, those of imports included, how many modules it has imported, and bytes. A job that goes beyond a
+    limit is ended; `stopped` says which.
     """
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
@@ -85,11 +88,11 @@ def run(words: list[str]) -> int:
         except subprocess.TimeoutExpired:
             continue
     clock, used = time.perf_counter() - begun, _spent() - before
-    apart = json.loads(imports.read_text(encoding="utf-8")) if imports.is_file() else (0.0, 0.0)
+    apart = json.loads(imports.read_text(encoding="utf-8")) if imports.is_file() else (0.0, 0.0, 0)
     # between two looks a job may have taken more, and a short one is met before it has begun
     peak = max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     took = {"clock": clock, "processor": used, "memory": peak, "stopped": stopped}
-    took |= {"imports_clock": apart[0], "imports_processor": apart[1]}
+    took |= {"imports_clock": apart[0], "imports_processor": apart[1], "modules": apart[2]}
     log.with_name(log.name + SUFFIX).write_text(json.dumps(took), encoding="utf-8")
     return process.returncode
 

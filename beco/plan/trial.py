@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,19 @@ from beco.config import Config
 from beco.errors import UserError
 from beco.plan.pictures import Pictures
 from beco.plan.small import CUTS, Cut, of_one, representative, sizes, small, with_weights
-from beco.plan.workflow import Job, asked, walked
+from beco.plan.workflow import Job, asked, passing_folder, walked
 from beco.training.trainer import choose_device, describe
 
 WORK = 80.0  # seconds of work, beyond imports, that the second size is chosen for
 MOST = 20  # times the first size that the second may be
 LONG = 40.0, 150.0  # seconds of a processor that a job of the first and of the second size may take
 SPARE = 0.9  # of the free memory is what a job may take
-COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "memory", "disk")
-"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, and bytes."""
+COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "modules", "memory", "disk")
+"""What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, how many
+modules are imported, and bytes."""
+ALIKE = 0.1
+"""Share of their modules in which jobs of a rule that import the same may differ, as those of two recipes do. With
+torch or without it (some make_labels) are 1.7 times as many."""
 NOT_TOLD_APART = ("scatteritem", "seed")
 """Wildcards in which jobs may differ that cost the same."""
 MEND = "make it with `beco plan --save FILE` of this version"
@@ -43,8 +46,8 @@ class Trial:
     def fit(self, key: str, amount: float, column: str) -> float:
         """`column` of a job of `amount`: what does not depend on it, as two sizes tell, and the rest in proportion.
 
-        Seconds of imports are known apart; of a processor they are the same work in every job of a rule, and tell by
-        how much the machine's load slowed a job. Memory: the most of the sizes.
+        Seconds of imports are known apart; of a processor they are the same work in every job of a rule that imports
+        the same, and tell by how much the machine's load slowed a job. Memory: the most of the sizes.
         """
         points = self.took[key]
         if column == "memory":
@@ -60,9 +63,11 @@ class Trial:
         return apart + less + slope * (amount - few)
 
     def _imports(self, key: str, column: str) -> float:
-        """The least that the imports of a rule's jobs took."""
+        """The least that the imports of a job took, or of those of its rule that import the same."""
         rule = [point for other, points in self.took.items() if other.split()[0] == key.split()[0] for point in points]
-        return min(point.get(f"imports_{column}", 0.0) for point in rule)
+        own = self.took[key][0]["modules"]
+        alike = [point for point in rule if abs(point["modules"] - own) <= ALIKE * own]
+        return min(point.get(f"imports_{column}", 0.0) for point in alike)
 
     def _work(self, point: dict[str, float], apart: float, column: str) -> float:
         """What a job took besides its imports, less what load made of it."""
@@ -105,9 +110,9 @@ def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
     trial = Trial(describe(device), device.type == "cuda", [])
     logging.getLogger("beco").setLevel(logging.WARNING)
     batch = int(max((job.learnt / job.steps for job in jobs if job.steps), default=2))
-    with tempfile.TemporaryDirectory(prefix="beco-plan-") as name:
+    with passing_folder() as place:
         for number, cut in enumerate(CUTS):
-            folder = Path(name) / str(number)
+            folder = place / str(number)
             trial.part, trial.took = cut.part, {}
             least = cut.together(batch)
             stopped = _walk(trial, config, pictures, cut, folder / "first", least)
@@ -148,11 +153,11 @@ def _walk(trial: Trial, config: Config, pictures: Pictures, cut: Cut, folder: Pa
 
 def full(config: Config, pictures: Pictures) -> list[Job]:
     """All jobs of a configuration, in an order in which they can run, as the workflow itself says."""
-    with tempfile.TemporaryDirectory(prefix="beco-plan-") as name:
-        few = pictures.small(Path(name) / "pictures", 2, 1, 1.0)
+    with passing_folder() as place:
+        few = pictures.small(place / "pictures", 2, 1, 1.0)
         values = config.model_dump(mode="json") | {"results": "results"}
         values["dataset"] |= few
-        return asked(values, Path(name) / "jobs", pictures.train)
+        return asked(values, place / "jobs", pictures.train)
 
 
 def read(path: Path) -> Trial:

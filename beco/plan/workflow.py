@@ -7,9 +7,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,17 +131,66 @@ def _run(values: dict[str, Any], folder: Path, *options: str, **environment: str
     plugin = folder / "snakemake_logger_plugin_beco" / "__init__.py"
     plugin.parent.mkdir(parents=True)
     plugin.write_text(PLUGIN, encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    text = yaml.safe_dump(values, sort_keys=False)  # the first of `sources` means something
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     search = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     where = ["--snakefile", str(snakefile.absolute()), "--directory", str(folder), "--logger", "beco"]
     command = [program, *where, "--configfile", str(folder / "config.yaml"), *options]
     variables = {**os.environ, "PYTHONPATH": search, "BECO_TRIAL_JOBS": str(folder / "jobs"), **environment}
     variables.pop("SNAKEMAKE_OUTPUT_CACHE", None)
-    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if own := variables.get("BECO_METHODS"):  # of this folder, which is not the trial's
+        variables["BECO_METHODS"] = str(Path(os.path.expanduser(own)).absolute())  # noqa: PTH111  (raises nothing)
+    status, said = _waited(command, variables)
+    if status:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         words = [line for line in lines if "beco: " in line] or lines
         raise UserError(f"the trial's snakemake failed: {' | '.join(words[-3:])}; mend it, `beco check` may say more")
+
+
+def _waited(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Exit status of a command and what it says; if this is left before its end, all its processes are ended."""
+    import psutil  # type: ignore[import-untyped]  # comes with Snakemake
+
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=variables, encoding="utf-8", errors="replace", **piped) as process:  # type: ignore[call-overload]
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            with suppress(psutil.NoSuchProcess):
+                family = [found := psutil.Process(process.pid), *found.children(recursive=True)]
+                for one in family:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                psutil.wait_procs(family[1:], timeout=10)
+            raise
+    return process.returncode, said
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A new folder that is gone afterwards, also if this process is told to end; UserError if none can be made."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        heeded = []
+    for one in heeded:
+        signal.signal(one, end)
+    try:
+        made = tempfile.TemporaryDirectory(prefix="beco-plan-")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'TMPDIR'}: no folder for a trial can be made ({error.strerror}); set TMPDIR to one "
+            "that can be written to"
+        ) from error
+    try:
+        with made as name:
+            yield Path(name)
+    finally:
+        for one in heeded:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _told(folder: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, create_model, model_validator
 
 from beco.schema.base import Count, Fraction, Name, Place, Positive, Section, nearest
+from beco.schema.facts import Option
 from beco.schema.networks import Encoder
 from beco.schema.optimisation import ClassifierOptimiser, Crop, Schedule
 from beco.schema.slots import LOCALISERS
@@ -117,12 +118,9 @@ def options_of(method: str) -> type[Section]:
 
     Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le`, `multiple_of` or
     its `choices`, with what some of them `want`, see `inputs_of`. Its type is the default's. Those of the localiser
-    that the file EXTENDS come first, unless it has its own.
+    that the file EXTENDS, and of what that one does, come first, unless it has its own.
     """
-    fields: dict[str, Any] = {}
-    for name, facts in _options(method).items():
-        kind = Literal[tuple(facts["choices"])] if "choices" in facts else type(facts["default"])
-        fields[name] = (kind, Field(**{key: value for key, value in facts.items() if key not in ("choices", "want")}))
+    fields: dict[str, Any] = {name: option.field() for name, option in _options(method).items()}
     return create_model(f"Options of {method}", __base__=Section, **fields)
 
 
@@ -130,14 +128,16 @@ def inputs_of(method: str, options: dict[str, Any], when: str = "INPUTS") -> tup
     """What a localiser with these options, complete, wants besides pictures and their labels in its training (INPUTS)
     or for its maps (MAP_INPUTS): what its file says, and in both what its options are chosen to want.
     """
-    chosen = [facts.get("want", {}).get(options[name], ()) for name, facts in _options(method).items()]
+    chosen = [option.want.get(options[name], ()) for name, option in _options(method).items()]
     return (*LOCALISERS.fact(method, when), *(one for inputs in chosen for one in inputs))
 
 
-def _options(method: str) -> dict[str, Any]:
-    """OPTIONS of a localiser, after those of the one that it extends."""
-    extended = LOCALISERS.fact(method, "EXTENDS")
-    return {**(LOCALISERS.fact(extended, "OPTIONS") if extended else {}), **LOCALISERS.fact(method, "OPTIONS")}
+def _options(method: str) -> dict[str, Option]:
+    """OPTIONS of a localiser, after those of all that it extends."""
+    options: dict[str, Option] = {}
+    for one in reversed(LOCALISERS.lineage(method)):
+        options |= LOCALISERS.fact(one, "OPTIONS")
+    return options
 
 
 class Crf(Section):

@@ -14,6 +14,11 @@ from beco.schema.slots import RECIPES
 from beco.schema.stage1 import Cam, Classifier, Labels, Source, inputs_of
 from beco.schema.stage2 import Prediction, Training
 
+OF_ALL = "benchmarks comparisons dataset logs manifest.csv manifest.json masks report.html shards tables watched.json"
+"""What lies in the folder of a dataset's results besides the folders of sources and labels."""
+OF_LABELS = "cams.h5 classifier irn labels.h5 pairs.h5 quality scores.h5"
+"""What lies in the folder of labels, and of a source of that name, besides the folders of experiments."""
+
 
 class Experiment(Section):
     """One line of the results table: labels × network × recipe × seeds."""
@@ -211,6 +216,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> Config:
+        """Every name is a folder of its own, and part of the names of logs, where dots stand between the parts."""
+        if "truth" in self.labels:
+            raise ValueError("labels.truth is reserved for the training masks; choose another name")
+        taken = {"sources": OF_ALL, "labels": OF_ALL, "experiments": OF_LABELS}
+        for section, names in taken.items():
+            if found := set(names.split()).intersection(getattr(self, section)):
+                raise ValueError(f"{section}.{min(found)}: results of another kind are called so; choose another name")
+        first: dict[str, str] = {}
+        for name, experiment in self.experiments.items():
+            other = first.setdefault(f"{experiment.labels}.{name}", name)
+            if other != name:
+                raise ValueError(f"experiments.{name}: its logs are called as those of {other}; choose another name")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> Config:
         if self.dataset.format == "voc" and not self.dataset.root:
             raise ValueError("dataset.root: missing; set it to the VOC2012 folder that holds JPEGImages")
@@ -224,8 +245,6 @@ class Config(Section):
             raise ValueError("dataset.root: missing; set it to the folder that holds annotations and the pictures")
         from beco.schema.published import misfit, unknown
 
-        if "truth" in self.labels:
-            raise ValueError("labels.truth is reserved for the training masks; choose another name")
         for name, recipe in self.labels.items():
             self._named(f"labels.{name}.source", recipe.source, self.sources, "sources")
         for name, source in self.sources.items():

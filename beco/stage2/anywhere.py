@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ def predict(
     `Journal` do, if pictures are bad and `choices.refuse_bad`, and if none can be read.
     """
     torch.set_num_threads(compute.threads)
+    chosen = chosen_networks(trained, settings, choose_device(compute.device))
     found = find(inputs, output, (journal.NAME,))
     manifest, bad = measure(found, trained.classes, compute.threads, choices.refuse_bad)
     if choices.refuse_bad:
@@ -113,7 +114,6 @@ def predict(
                 raise error
             bad[by_id[image_id].name] = str(error)
 
-        chosen = chosen_networks(trained, settings, choose_device(compute.device))
         with Outputs(output, settings.crf, compute.threads, choices.more, done) as outputs:
             predict_all(_part(manifest, left), chosen, settings, compute, outputs, skip)
         there = {name: line for name, line in noted.lines.items() if (output / line["label"]).is_file()}
@@ -122,12 +122,18 @@ def predict(
 
 
 def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
-    """The files that pictures are going to have. UserError if two are the same one."""
+    """The files that pictures are going to have. UserError if two are the same one, or one is the folder of another."""
     first: dict[str, Loose] = {}
     for image_id, one in by_id.items():
         for name in more.files(image_id).values():
             if (other := first.setdefault(name, one)) is not one:
                 raise UserError(f"{one.path} and {other.path}: files made of both would be called {name}; rename one")
+    for name, one in first.items():
+        if above := next((str(path) for path in PurePosixPath(name).parents if str(path) in first), None):
+            raise UserError(
+                f"{one.path} and {first[above].path}: {above} would be a folder and a file; rename one, or give them "
+                "to two calls with two outputs"
+            )
     return list(first)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beco.artifacts.files import MEMORY_WORDS
+from beco.artifacts.files import of_memory
 from beco.artifacts.folders import whole_folder
 from beco.config import Prediction
 from beco.datasets.manifest import Manifest
@@ -84,7 +84,7 @@ def predict_all(
         try:
             _predict_batch(manifest, left, images.to(device), networks, settings, outputs)
         except (RuntimeError, MemoryError) as error:
-            if not _is_of_memory(error):
+            if not of_memory(error):
                 raise
             for image_id in left:
                 problem = UserError(f"{image_id}: {'×'.join(map(str, _size(images)[::-1]))} pixels {TOO_LARGE}")
@@ -117,10 +117,6 @@ def _predict_batch(
             assert picture is not None
             outputs.refine(left[0], picture, *believed(score, settings))
         left.pop(0)
-
-
-def _is_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def decided(score: Tensor, settings: Prediction, sure: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:

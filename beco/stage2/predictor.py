@@ -81,6 +81,8 @@ def _as_array(image: Picture) -> NDArray[np.uint8]:
     if isinstance(image, str | os.PathLike):
         return read_picture(Path(image))
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"a picture has pixels, not {image.size[0]}×{image.size[1]} of them")
         return as_rgb(image.copy(), "the picture")[0]
     if not isinstance(image, np.ndarray):
         raise TypeError(f"a picture is a path, a picture of Pillow or an array, not {type(image).__name__}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from beco.artifacts.files import of_memory
 from beco.artifacts.grids import fitted_size
 from beco.artifacts.ordered import in_order
 from beco.datasets.manifest import Manifest
@@ -92,7 +93,13 @@ def _picture(manifest: Manifest, fed: tuple[str, tuple[int, int]]) -> Tensor | U
         return error
     if array.shape[:2] != manifest.size(image_id):
         return UserError(f"{image_id}: its picture has another size than in the manifest; build the manifest again")
-    return as_fed(array, size)
+    try:
+        return as_fed(array, size)
+    except (RuntimeError, MemoryError) as error:
+        if not of_memory(error):
+            raise
+        wide = f"{size[1]}×{size[0]}"
+        return UserError(f"{image_id}: {wide} pixels take more memory than there is; feed it smaller (see resize)")
 
 
 def as_fed(array: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:

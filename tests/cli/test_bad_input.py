@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, beco
+from commands import assert_refused, beco, run
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -146,3 +146,25 @@ def test_a_mask_value_beyond_the_classes(data: Path, tmp_path: Path) -> None:
     image.save(path)
     output = tmp_path / "manifest.csv"
     assert_refused(make_manifest(data, output), "train_00000.png", "9", output=output)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--labels", "a:b:c=x"], "--labels: expected name=folder or name:source=folder, found `a:b:c=x`"),
+        (["--labels", ":b=x"], "--labels: expected name=folder or name:source=folder, found `:b=x`"),
+        (["--labels", "a:=x"], "--labels: expected name=folder or name:source=folder, found `a:=x`"),
+        (["--labels", "a=x", "--labels", "a:b=y"], "--labels: `a` comes twice"),
+        (["--source", "a=x", "--source", "a=y"], "--source: `a` comes twice"),
+        (["--runs", "one:0:crf=y"], "--runs: `one:0:crf` comes twice"),
+    ],
+)
+def test_names_that_tables_cannot_tell_apart(tmp_path: Path, options: list[str], said: str) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder / "classifier").mkdir(parents=True)
+        (tmp_path / folder / "classifier" / "classifier.safetensors").touch()
+    placed = [word.replace("=", f"={tmp_path}/") for word in options]
+    arguments = ["tables", "--runs", f"one:0:crf={tmp_path}/x", *placed, "-o", str(tmp_path / "out")]
+    status, error = run(arguments)
+    assert status == 1 and error.count("\n") == 1 and said.replace("=x`", f"={tmp_path}/x`") in error
+    assert not (tmp_path / "out").exists()

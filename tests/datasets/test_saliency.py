@@ -81,6 +81,32 @@ def test_all_that_is_wrong_is_told_together(drawn: Manifest, tmp_path: Path) -> 
         saliency.in_folder(tmp_path / "gone", drawn)
 
 
+@pytest.mark.parametrize("value", [np.uint8(1), np.uint16(255)])
+def test_maps_of_0_and_1_are_not_taken_for_dark_ones(drawn: Manifest, tmp_path: Path, value: np.generic) -> None:
+    folder = filled(tmp_path / "maps", drawn)
+    for image_id in drawn.ids[1:]:
+        Image.fromarray(np.full((48, 48), value)).save(folder / f"{image_id}.png")
+    saliency.in_folder(folder, drawn)
+    Image.fromarray(np.full((48, 48), value)).save(folder / f"{drawn.ids[0]}.png")
+    with pytest.raises(UserError, match="none of 3 saliency maps looked at is brighter than 1 of 255"):
+        saliency.in_folder(folder, drawn)
+
+
+def test_a_damaged_map_is_said_to_be_one(drawn: Manifest, tmp_path: Path) -> None:
+    folder = filled(tmp_path / "maps", drawn)
+    path = folder / f"{drawn.ids[0]}.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        saliency.in_folder(folder, drawn)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"dataset": 3}'])
+def test_a_file_beside_the_manifest_that_does_not_say_what_it_is_of(drawn: Manifest, tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="stands for the true objects of the embedded dataset"):
+        saliency.given(Path("shapes"), drawn, tmp_path / "manifest.csv")
+
+
 def test_a_map_that_changes_later_is_refused_when_it_is_read(drawn: Manifest, tmp_path: Path) -> None:
     found = saliency.in_folder(filled(tmp_path / "maps", drawn), drawn)
     Image.new("L", (40, 48)).save(tmp_path / "maps" / f"{drawn.ids[0]}.png")

@@ -409,6 +409,12 @@ def test_encoders_that_cannot_do_it(name: str, stride: int, message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_transformer_without_blocks() -> None:
+    given = encoder(name="vit_tiny_patch16_224", options={"depth": 0, "embed_dim": 48, "num_heads": 3})
+    with pytest.raises(UserError, match=r"encoder\.options of `vit_tiny_patch16_224`: leave no block"):
+        encoders.create_backbone(given, 16)
+
+
 def test_the_mend_of_an_encoder_without_dilation_works() -> None:
     with torch.device("meta"):
         for name in ("vgg11", "dla46_c"):

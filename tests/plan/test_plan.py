@@ -52,6 +52,20 @@ def test_imports_tell_how_much_load_slowed_a_job() -> None:
     assert trial.fit("r", 100, "processor") == pytest.approx(3 + 0.2 * 100)
 
 
+def test_jobs_of_a_rule_that_import_other_things_are_not_taken_for_slow_ones() -> None:
+    """As thresholds alone and a CRF, whose job imports torch."""
+
+    def took(amount: float, imports: float, each: float, modules: float) -> dict[str, float]:
+        return point(amount, imports + each * amount, imports_processor=imports, modules=modules)
+
+    without, with_torch, slow = (2, 0.001, 1250), (5, 0.02, 2170), (10, 0.04, 2180)
+    of = {"r a": without, "r b": with_torch, "r c": slow}
+    trial = Trial("CPU", False, [], took={key: [took(size, *facts) for size in (20, 80)] for key, facts in of.items()})
+    assert trial.fit("r a", 500, "processor") == pytest.approx(2 + 0.001 * 500)
+    assert trial.fit("r b", 500, "processor") == pytest.approx(5 + 0.02 * 500)
+    assert trial.fit("r c", 500, "processor") == pytest.approx(5 + 0.02 * 500)  # on a machine half as fast
+
+
 def test_memory_is_the_most() -> None:
     trial = Trial("CPU", False, [], took={"r": [point(1, 1, memory=5), point(9, 1, memory=7)]})
     assert trial.fit("r", 1000, "memory") == 7

@@ -161,6 +161,15 @@ def test_a_trial_of_another_machine(
     assert trial.read(saved) == known
 
 
+def test_a_wrong_folder_of_measurements_is_told_before_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "full", lambda *_: [job("a")])
+    monkeypatch.setattr(trial, "here", lambda *_: pytest.fail("tried before"))
+    with pytest.raises(UserError, match="has no benchmark of a planned job"):
+        command.plan([TINY], parallel=1, against=tmp_path)
+
+
 def test_several_files_and_entries_over_them(tmp_path: Path) -> None:
     (tmp_path / "over.yaml").write_text("training: {schedule: {epochs: 5}}\ngallery: 7\n")
     of = read_config_files([TINY, tmp_path / "over.yaml"], ["dataset={shapes: {train: 99}}", "gallery=3"])

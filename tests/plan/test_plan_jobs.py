@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 import pytest
 from conftest import ROOT
 from plans import FEW, TINY, config
@@ -105,6 +110,64 @@ def test_a_job_is_measured_and_stopped(
     assert 0 < took["processor"] < 30 and took["clock"] < 30 and took["memory"] > 10**6
 
 
+def test_a_trial_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = """
+import sys
+from beco.plan import workflow
+with workflow.passing_folder() as folder:
+    (folder / "half").write_text("of it")
+    print("begun", flush=True)
+    workflow._waited([sys.executable, "-c", sys.argv[1]], {})
+"""
+    inner = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {child(tmp_path)!r}])"
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    with subprocess.Popen([sys.executable, "-c", code, inner], env=environment, stdout=subprocess.PIPE) as process:
+        while not (tmp_path / "pid").is_file():
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert not [*(tmp_path / "tmp").iterdir()]
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def child(folder: Path) -> str:
+    """A program that writes its process's number and then waits for a minute."""
+    return f"""
+import os, time
+with open({str(folder / "half")!r}, "w") as file:
+    file.write(str(os.getpid()))
+os.rename({str(folder / "half")!r}, {str(folder / "pid")!r})
+time.sleep(60)
+"""
+
+
+def test_no_place_for_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: Any) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(workflow.tempfile, "TemporaryDirectory", none)
+    with pytest.raises(UserError, match="TMPDIR: no folder for a trial can be made"), workflow.passing_folder():
+        pass
+
+
+def test_methods_of_ones_own_are_found_from_the_trials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(workflow, "_waited", lambda command, variables: (given.append(variables), (0, ""))[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BECO_METHODS", "mine")
+    assert workflow.asked({}, tmp_path / "jobs", 1) == []
+    assert given[0]["BECO_METHODS"] == str(tmp_path / "mine")
+
+
+def test_the_first_source_stays_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of labels which name none, whatever it is called."""
+    monkeypatch.setattr(workflow, "_waited", lambda *_: (0, ""))
+    of = config(sources={"zebra": {}, "ant": {"method": "amn", "labels": "crf"}})
+    workflow.asked(of.model_dump(mode="json"), tmp_path / "jobs", 1)
+    assert read_config_files([tmp_path / "jobs" / "config.yaml"], []) == of
+
+
 def walk(limit: float, sizes: list[Any]) -> Any:
     """Instead of the workflow: a training of 5 s and 0.1 s a picture, stopped beyond `limit` pictures together."""
 
@@ -114,7 +177,7 @@ def walk(limit: float, sizes: list[Any]) -> Any:
         sizes.append((train, batch))
         made = Job("logs/train.log", "train", {}, (), (), 1, False, learnt, schedule["steps"], 1)
         took = {"clock": 9.0, "processor": 5 + 0.1 * learnt, "memory": 1e9, "disk": 5.0}
-        took |= {"imports_clock": 4.0, "imports_processor": 4.0}
+        took |= {"imports_clock": 4.0, "imports_processor": 4.0, "modules": 3700}
         return [(made, took | {"stopped": "memory" if batch > limit else ""})]
 
     return walked

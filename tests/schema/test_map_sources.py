@@ -140,6 +140,32 @@ def test_what_is_wrong_with_where_labels_come_from(labels: dict[str, Any], said:
     assert said in refusal(labels=labels)
 
 
+@pytest.mark.parametrize("name", ["dataset", "report.html", "tables", "masks"])
+def test_names_of_other_results(name: str) -> None:
+    assert f"sources.{name}: results of another kind" in refusal(sources={name: {}})
+    assert f"labels.{name}: results of another kind" in refusal(labels={"crf": {}, name: {}})
+    read(experiments={name: {"recipe": "beco"}})
+
+
+@pytest.mark.parametrize("name", ["classifier", "quality", "labels.h5", "irn"])
+def test_names_of_other_files_of_labels(name: str) -> None:
+    assert f"experiments.{name}: results of another kind" in refusal(experiments={name: {"recipe": "beco"}})
+    read(sources={name: {}})
+
+
+def test_names_with_dots_that_make_one_log() -> None:
+    labels = {"crf": {}, "crf.x": {}}
+    experiments = {"x.c": {"recipe": "beco", "labels": "crf"}, "c": {"recipe": "beco", "labels": "crf.x"}}
+    assert "experiments.c: its logs are called as those of x.c" in refusal(labels=labels, experiments=experiments)
+    experiments["c"]["labels"] = "crf"
+    read(labels=labels, experiments=experiments)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    assert "at most 100 characters" in refusal(sources={"a" * 101: {}})
+    read(sources={"a" * 100: {}})
+
+
 def test_labels_made_of_what_is_made_of_them() -> None:
     two = {"method": "two", "start": "cam", "labels": "crf"}
     assert "sources.b: made of itself" in refusal(sources={"cam": {}, "b": two}, labels={"crf": {"source": "b"}})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from own_methods import edits
+from own_methods import edits, forget_code
 
 from beco.artifacts import sources
 from beco.artifacts.files import read_json
@@ -210,3 +210,15 @@ def test_only_its_own_code_counts_for_a_source(edited: Any) -> None:
     edited("** 2", "** 3")
     now = [sources.stage_hash("beco.stage1.train", LOCALISERS.module(name)) for name in ("peaks", "cam")]
     assert now[0] != both[0] and now[1] == both[1]
+
+
+def test_what_a_method_imports_beside_it_counts_for_it(own: Path) -> None:
+    helper = own / "localisers" / "_parts.py"
+    (own / "localisers" / "peaks.py").write_text(f"from beco.stage1.localisers._parts import ONE\n{TOY}", "utf-8")
+    found = []
+    for text in ("ONE = 1", "ONE = 2"):
+        helper.write_text(text, encoding="utf-8")
+        forget_code()
+        found.append(sources.stage_hash(LOCALISERS.module("peaks")))
+    forget_code()
+    assert found[0] != found[1]

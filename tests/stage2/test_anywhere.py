@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from beco.networks.encoders import save_network
 from beco.networks.segmenter import Segmenter, build
 from beco.stage2 import journal, looks, outputs
 from beco.stage2 import predict as prediction
+from beco.training import batches
 from beco.training.trainer import Compute
 
 CLASSES = ["cat", "dog", "bird"]
@@ -291,6 +293,7 @@ def test_what_counts_as_a_picture(net: Path, pictures: Path, tmp_path: Path, mon
         shutil.copy("a.jpg", name)
     Path("notes.txt").write_text("BM, GIF8 and other texts", encoding="utf-8")
     Path("empty").touch()
+    os.mkfifo("pipe")
     Path("trip/back").symlink_to(pictures, target_is_directory=True)  # a loop
     Path("linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere").mkdir()
@@ -322,6 +325,19 @@ def test_two_pictures_of_one_name_are_refused(net: Path, pictures: Path, tmp_pat
     assert "confidence/a.png" in refused and "rename one" in refused
 
 
+def test_a_label_map_where_a_folder_is_to_be(net: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a.png").mkdir()
+    shutil.copy(pictures / "b.png", pictures / "a.png" / "b.png")
+    refused = predict(net, pictures, "-o", tmp_path / "out", status=1)
+    assert f"{pictures / 'a.jpg'}: a.png would be a folder and a file" in refused and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nothing_is_begun_without_the_device(net: Path, pictures: Path, tmp_path: Path) -> None:
+    status, said = run(["predict", str(net), str(pictures), "-o", str(tmp_path / "out"), "--device", "cuda"])
+    assert status == 1 and "torch sees no GPU" in said and not (tmp_path / "out").exists()
+
+
 def test_inputs_that_are_not_there(net: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     assert "no such picture or folder" in predict(net, tmp_path / "none", "-o", tmp_path / "out", status=1)
@@ -344,9 +360,20 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "empty.tif").touch()
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "numbers.tif")
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "device.png").symlink_to("/dev/zero")
     Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
     bad = {}
-    for name in ("cut.jpg", "trip/text.png", "empty.tif", "numbers.tif", "gone.jpg", "huge.png"):
+    for name in (
+        "cut.jpg",
+        "trip/text.png",
+        "empty.tif",
+        "numbers.tif",
+        "gone.jpg",
+        "huge.png",
+        "pipe.jpg",
+        "device.png",
+    ):
         with pytest.raises(UserError) as error:
             read_picture(folder / name)
         bad[name] = str(error.value)
@@ -359,9 +386,9 @@ def test_bad_pictures_are_left_out_and_listed(net: Path, pictures: Path, tmp_pat
     assert set(label_maps(out)) == {f"{name}.png" for name in SIZES}
     table = pd.read_csv(out / "skipped.csv")
     assert dict(zip(table["image"], table["reason"], strict=True)) == bad
-    assert all(reason in said for reason in bad.values()) and "6 pictures cannot be read" in said
+    assert all(reason in said for reason in bad.values()) and "8 pictures cannot be read" in said
     refused = predict(net, pictures, "-o", tmp_path / "none", "--refuse-bad", status=1)
-    assert "6 problems" in refused and all(reason in refused for reason in bad.values())
+    assert "8 problems" in refused and all(reason in refused for reason in bad.values())
     assert not (tmp_path / "none").exists()
     for name in bad:
         (pictures / name).unlink()
@@ -403,6 +430,10 @@ def test_what_python_is_given_is_a_picture(net: Path, tmp_path: Path) -> None:
     for wrong in (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB"):
             loaded.predict(wrong)
+    with pytest.raises(ValueError, match="not 0×5 of them"):
+        loaded.predict(Image.new("RGB", (0, 5)))
+    with pytest.raises(UserError, match="settings: expected keys and values, found int"):
+        beco.load(net, "cpu", 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not int"):
         loaded.predict(3)  # type: ignore[call-overload]
     with pytest.raises(UserError, match="no such picture"):
@@ -432,6 +463,17 @@ def test_pictures_beyond_the_memory_are_left_out(
 
 
 # --- what the networks' file says ---------------------------------------------------------------------------
+
+
+def test_a_size_to_be_fed_beyond_the_memory_is_told(
+    net: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 90 GB")
+
+    monkeypatch.setattr(batches, "as_fed", none)
+    said = predict(net, pictures / "a.jpg", "-o", tmp_path / "out", "--settings", "{resize: 100000}", status=1)
+    assert "100000" in said and "take more memory than there is" in said
 
 
 def test_a_file_that_does_not_say_how_to_predict(pictures: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_file_is_a_recipe() -> None:
 def test_a_file_with_two_classes_is_told(toy: Path) -> None:
     text = TOY.replace('"""A toy', '"""Another') + "\n\nclass Second(Weighted):\n    pass\n"
     (toy / "recipes" / "twice.py").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"twice\.py: 2 public classes"):
+    with pytest.raises(UserError, match=r"twice\.py: 2 public classes"):
         RECIPES.entry("twice")
 
 
