@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from beco.artifacts.grids import STRIDE, grid
 from beco.config import Cam
 from beco.stage1.placing import placed
+from beco.training.batches import layout
 
 
 class Viewer(Protocol):
@@ -53,4 +54,4 @@ def scaled(images: Tensor, scale: float, flip: bool) -> Tensor:
         fed = tuple(max(round(side * scale), 1) for side in images.shape[-2:])
         images = F.interpolate(images, fed, mode="bilinear", antialias=scale < 1, align_corners=False)
     views = torch.cat([images, images.flip(-1)]) if flip else images
-    return views.contiguous(memory_format=torch.channels_last)
+    return views.contiguous(memory_format=layout(views.device))

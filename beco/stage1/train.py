@@ -23,7 +23,7 @@ from beco.schema.slots import LOCALISERS
 from beco.stage1 import localisers
 from beco.stage1.localisers.base import Inputs, Localiser
 from beco.training.augment import unit_range
-from beco.training.batches import size_batches
+from beco.training.batches import layout, size_batches
 from beco.training.checkpoint import State
 from beco.training.colour import StrongColour
 from beco.training.engine import Output, Plan, fit
@@ -166,7 +166,7 @@ def evaluate(network: Localiser, manifest: Manifest, settings: Settings, compute
     A class without a positive has none (None) and is left out of the mean, which is None where no class has one.
     """
     device = choose_device(compute.device)
-    network = network.eval().to(device)
+    network = network.eval().to(device).to(memory_format=layout(device))
     logits: dict[str, Tensor] = {}
     for ids, images in size_batches(manifest, manifest.ids, settings.resize, 16, "classifier mAP"):
         logits.update(zip(ids, network(images.to(device)).float().cpu(), strict=True))

@@ -14,7 +14,7 @@ from beco.datasets.manifest import Manifest
 from beco.stage1.localisers.base import Inputs
 from beco.stage1.maps import CELLS
 from beco.stage1.train import load
-from beco.training.batches import size_batches
+from beco.training.batches import layout, size_batches
 from beco.training.trainer import Compute, choose_device
 
 
@@ -35,7 +35,7 @@ def infer(
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
     network, classes = load(classifier, manifest.classes)
-    network = network.eval().to(device).to(memory_format=torch.channels_last)
+    network = network.eval().to(device).to(memory_format=layout(device))
     given = (inputs or Inputs()).checked(network.method, network.options, "MAP_INPUTS")
     network.prepare(manifest, given)
     ids = shard_ids(manifest.ids, shard)

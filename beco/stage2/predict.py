@@ -25,7 +25,7 @@ from beco.errors import UserError
 from beco.networks.segmenter import Segmenter
 from beco.stage2.outputs import Outputs
 from beco.stage2.train import Trained, load
-from beco.training.batches import size_batches
+from beco.training.batches import layout, size_batches
 from beco.training.trainer import Compute, choose_device
 
 TOO_LARGE = "take more memory than there is; set prediction.resize (a long side, such as 1000) or batch_size: 1"
@@ -51,7 +51,7 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
 def chosen_networks(trained: Trained, settings: Prediction, device: torch.device) -> list[Segmenter]:
     """Those of a file's networks that `settings.networks` asks for, ready to predict on a device."""
     chosen = trained.networks[:1] if settings.networks == "first" else trained.networks
-    return [network.to(device).to(memory_format=torch.channels_last) for network in chosen]
+    return [network.to(device).to(memory_format=layout(device)) for network in chosen]
 
 
 def predict_all(
@@ -186,7 +186,7 @@ def _merged(views: Iterable[Iterable[Tensor]], merge: str) -> Tensor:
 
 def _views(networks: Sequence[nn.Module], images: Tensor, flip: bool) -> Iterator[Tensor]:
     """Logits of each network, and those of the mirrored pictures mirrored back."""
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=layout(images.device))
     for network in networks:
         yield network(images)
         if flip:
@@ -210,7 +210,7 @@ class _View:
 
 
 def _coarse_views(networks: Sequence[Segmenter], images: Tensor, flip: bool) -> Iterator[_View]:
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=layout(images.device))
     for network in networks:
         yield _View(network, network.coarse(images), _size(images), False)
         if flip:

@@ -27,6 +27,15 @@ from beco.errors import UserError
 AHEAD = 2  # batches that are read while one is worked on, of whatever pictures; bounds the memory
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """How pictures of many sizes, and the networks that see them, lie in memory on a device.
+
+    Channels last on a CPU, which is faster there. On a GPU cuDNN makes a plan for every size that is new to it, and
+    takes 25 times as long with channels last (EfficientNet-Lite0 on an H200: 1.6 s in place of 0.06 s a size).
+    """
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last
+
+
 def size_batches(
     manifest: Manifest,
     ids: list[str],

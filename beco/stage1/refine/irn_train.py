@@ -20,7 +20,7 @@ from beco.stage1.refine import irn
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER, IrnNetwork
 from beco.stage1.refine.irn_pairs import losses, pixel_pairs
 from beco.training.augment import LabelledPictures, unit_range
-from beco.training.batches import size_batches
+from beco.training.batches import layout, size_batches
 from beco.training.engine import Output, Plan, fit
 from beco.training.pixels import mean_and_std
 from beco.training.sampling import Draws, mixed_seed
@@ -114,7 +114,7 @@ def train(
 def mean_displacement(network: IrnNetwork, manifest: Manifest, compute: Compute) -> Tensor:
     """Mean over pictures, each at its own size, of its mean displacement: (2,) float32 on the CPU."""
     device = choose_device(compute.device)
-    network = network.eval().to(device)
+    network = network.eval().to(device).to(memory_format=layout(device))
     total = torch.zeros(2)
     batches = size_batches(manifest, manifest.ids, None, TOGETHER, "mean displacement", most_pixels=MOST_PIXELS)
     for _, images in batches:

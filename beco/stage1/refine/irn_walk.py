@@ -25,7 +25,7 @@ from beco.stage1.placing import placed
 from beco.stage1.refine import irn
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.refine.irn_pairs import pixel_pairs
-from beco.training.batches import size_batches
+from beco.training.batches import layout, size_batches
 from beco.training.trainer import Compute, choose_device
 
 
@@ -40,7 +40,7 @@ def infer(
     torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
     model, classes = irn.load(network, manifest.classes)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=layout(device))
     ids = shard_ids(manifest.ids, shard)
     source = open_maps(cams, manifest, ids, "cams")
     made = resize_of(source)
@@ -55,7 +55,7 @@ def infer(
     with store.create(output, **attributes) as writer:
         batches = size_batches(manifest, ids, settings.resize, TOGETHER, "random walk", most_pixels=MOST_PIXELS)
         for chosen, images in batches:
-            edges, _ = model.infer(images.to(device, memory_format=torch.channels_last))
+            edges, _ = model.infer(images.to(device, memory_format=layout(device)))
             maps = [class_maps(source, manifest, image_id) for image_id in chosen]
             planes = [torch.from_numpy(one.astype(np.float32)) for one, _ in maps]
             sides = [
