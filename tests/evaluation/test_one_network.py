@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from pages import Page
 from results_for_tests import make_labels, make_manifest, make_run, write_metrics
+from typer.testing import CliRunner
 
 from beco.artifacts.files import read_json, write_json
+from beco.cli import app
 from beco.config import Comparison
 from beco.errors import UserError
 from beco.evaluation.report.report import write_report
@@ -86,6 +88,16 @@ def test_without_it_there_is_no_such_column(runs: list[Run], tmp_path: Path) -> 
     write_comparison(Comparison(experiments=["single", "beco"]), Results(plain), tmp_path / "out" / "c.csv")
     texts = [path.read_text() for path in sorted((tmp_path / "out").iterdir())]
     assert not any("miou_first" in text or "one network" in text.lower() for text in texts)
+
+
+def test_the_command_is_told(runs: list[Run], tmp_path: Path) -> None:
+    told = [word for run in runs for word in ("--runs", f"{run.experiment}:{run.seed}:crf={run.folder}")]
+    for name, more in (("with", ["--first"]), ("without", [])):
+        done = CliRunner().invoke(app, ["tables", *told, *more, "--output", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    found, plain = (pd.read_csv(tmp_path / name / "runs.csv") for name in ("with", "without"))
+    assert found["miou_first"].tolist()[2:] == list(ALONE["beco"])
+    pd.testing.assert_frame_equal(found.drop(columns="miou_first"), plain)
 
 
 def test_what_one_network_is(runs: list[Run]) -> None:

@@ -141,7 +141,10 @@ def test_networks_of_one_recipe_and_of_two(net: Path, pictures: Path, tmp_path: 
     found = {name: label_maps(tmp_path / name) for name in ("all", "first", "single")}
     assert found["first"] == found["single"] != found["all"]  # they were drawn alike
     both = trained(tmp_path / "both", {"networks": "both"})
-    assert "are there and kept" in predict(both, pictures, "-o", tmp_path / "all")  # the average, as of `all`
+    predict(both, pictures, "-o", tmp_path / "of both")
+    assert label_maps(tmp_path / "of both") == found["all"]
+    again = predict(both, pictures, "-o", tmp_path / "of both", "--settings", "{networks: all}")
+    assert f"{len(SIZES)} pictures are there and kept" in again
     assert beco.load(both, "cpu").settings == Prediction()
 
 

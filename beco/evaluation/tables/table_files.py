@@ -123,14 +123,16 @@ def published_cells(row: Mapping[Any, Any]) -> list[str]:
 
 def _differences(differences: pd.DataFrame) -> Printed:
     first = "miou_first" in differences
-    header = ["difference", "labels", "seeds", *["one network, mIoU (points, over seeds)"] * first]
+    header = ["difference", "labels", "seeds"]
     for name in ("mIoU", "boundary IoU", "pixel accuracy"):
         header += [f"{name} (points, over seeds)", f"{name} over pictures"]
+        header += ["one network, mIoU (points, over seeds)"] * (first and name == "mIoU")
     rows = [
         [
             *(f"{row['experiment']} − {row['minus']}", row["labels"], row["seeds"]),
+            *(spread(row, "miou"), over_pictures(row, "miou")),
             *([spread(row, "miou_first")] if first else []),
-            *(cell for name in RUN_NUMBERS for cell in (spread(row, name), over_pictures(row, name))),
+            *(cell for name in RUN_NUMBERS[1:] for cell in (spread(row, name), over_pictures(row, name))),
         ]
         for row in differences.to_dict("records")
     ]
