@@ -125,6 +125,7 @@ def test_one_network_beside_the_average_makes_nothing_again_that_is_made(finishe
     assert finished.planned("--config", "prediction={networks: both}", "--", "scores") == {
         "predict_first": 1,
         "evaluate_first": 1,
+        "scores": 1,
     }
 
 
