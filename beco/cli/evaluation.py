@@ -30,7 +30,7 @@ def evaluate(
     from beco.datasets import manifest as manifests
     from beco.evaluation.scores import evaluate as stage
 
-    protocol = read_settings(Prediction, settings).model_dump(mode="json", exclude={"batch_size"})
+    protocol = read_settings(Prediction, settings).averaged.model_dump(mode="json", exclude={"batch_size"})
     stage.evaluate_predictions(manifests.read(manifest, root).split(split), predictions, output, protocol, threads)
 
 
@@ -129,7 +129,12 @@ def _labels(options: Sequence[str]) -> list[tuple[str, str, Path]]:
 
 
 def _results(
-    runs: list[str], labels: list[str], published: list[str], sources: Sequence[str] = (), comparisons: str = "{}"
+    runs: list[str],
+    first: bool,
+    labels: list[str],
+    published: list[str],
+    sources: Sequence[str] = (),
+    comparisons: str = "{}",
 ) -> Results:
     """The options below as what the tables are made from."""
     from beco.config import Comparison, parse_yaml, validate
@@ -140,7 +145,7 @@ def _results(
         parts = name.split(":")
         if len(parts) != 3 or not parts[1].isdigit():
             raise UserError(f"--runs: expected experiment:seed:labels=folder, found `{name}={folder}`")
-        found.append(Run(parts[0], int(parts[1]), parts[2], folder))
+        found.append(Run(parts[0], int(parts[1]), parts[2], folder, first))
     compared = parse_yaml(comparisons, "--comparisons")
     return Results(
         found,
@@ -163,6 +168,9 @@ def _published(options: list[str]) -> dict[str, str]:
 
 
 Runs = Annotated[list[str], typer.Option(help="experiment:seed:labels=folder of an evaluated training; repeatable")]
+First = Annotated[
+    bool, typer.Option("--first", help="also the first network of each run alone, scored in its folder first/")
+]
 Published = Annotated[list[str], typer.Option(help="experiment=key in beco/schema/published.csv; repeatable")]
 LabelFolders = Annotated[
     list[str], typer.Option(help="name=folder of evaluated pseudo-labels, or name:source=folder; repeatable")
@@ -176,6 +184,7 @@ SourceFolders = Annotated[
 def tables(
     output: Output,
     runs: Runs,
+    first: First = False,
     labels: LabelFolders = [],  # noqa: B006
     sources: SourceFolders = [],  # noqa: B006
     published: Published = [],  # noqa: B006
@@ -183,7 +192,7 @@ def tables(
     """Write the tables of recipes, pseudo-labels and classes."""
     from beco.evaluation.tables import table_files as stage
 
-    stage.write_tables(_results(runs, labels, published, sources), output)
+    stage.write_tables(_results(runs, first, labels, published, sources), output)
 
 
 @app.command()
@@ -191,6 +200,7 @@ def comparison(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV; Markdown and LaTeX are written beside it")],
     settings: Annotated[str, typer.Option(help="title, experiments, vary: YAML text or file")],
     runs: Runs,
+    first: First = False,
     labels: LabelFolders = [],  # noqa: B006
     published: Published = [],  # noqa: B006
 ) -> None:
@@ -198,7 +208,7 @@ def comparison(
     from beco.config import Comparison, read_settings
     from beco.evaluation.tables import comparisons as stage
 
-    stage.write_comparison(read_settings(Comparison, settings), _results(runs, labels, published), output)
+    stage.write_comparison(read_settings(Comparison, settings), _results(runs, first, labels, published), output)
 
 
 @app.command()
@@ -207,6 +217,7 @@ def report(
     root: Root,
     output: Output,
     runs: Runs,
+    first: First = False,
     labels: LabelFolders = [],  # noqa: B006
     sources: SourceFolders = [],  # noqa: B006
     published: Published = [],  # noqa: B006
@@ -218,5 +229,5 @@ def report(
     from beco.datasets import manifest as manifests
     from beco.evaluation.report import report as stage
 
-    results = _results(runs, labels, published, sources, comparisons)
+    results = _results(runs, first, labels, published, sources, comparisons)
     stage.write_report(manifests.read(manifest, root), results, gallery, output, title)

@@ -156,11 +156,13 @@ def disk(config: Config, sums: Sums, classes: int) -> int:
     """Bytes of the results, from above, since compression is not counted.
 
     Per pixel of a training picture 2 for each recipe of labels (label and confidence), and 2/16 for each of
-    its classes (float16 CAMs at stride 4, at the picture's own size); per pixel of a predicted picture 1 for each run;
-    per pixel that is drawn 1; and for every network 4 times its float32 parameters (weights, and in the checkpoint
-    weights and two moments). Networks that cannot be built are told of elsewhere.
+    its classes (float16 CAMs at stride 4, at the picture's own size); per pixel of a predicted picture 1 for each run,
+    and 1 more where one network is predicted beside the average; per pixel that is drawn 1;
+    and for every network 4 times its float32 parameters (weights, and in the checkpoint weights and two moments).
+    Networks that cannot be built are told of elsewhere.
     """
     runs = [(experiment, seed) for experiment in config.experiments.values() for seed in experiment.seeds]
+    written = sum(len(one.seeds) * (1 + config.has_first(name)) for name, one in config.experiments.items())
     trained = [classifier(settings, classes) for settings in config.classifiers().values()]
     for experiment, _ in runs:
         network = segmenter(config.networks[experiment.network], classes)
@@ -170,4 +172,4 @@ def disk(config: Config, sums: Sums, classes: int) -> int:
         with suppress(UserError):
             held += 4 * FLOAT * parameters(spec)
     stage_one = 2 * len(config.labels) * sums.train + 2 / 16 * sums.shown
-    return int(held + stage_one + sums.drawn + sums.predicted * len(runs))
+    return int(held + stage_one + sums.drawn + sums.predicted * written)

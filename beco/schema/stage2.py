@@ -142,7 +142,11 @@ class Prediction(Section):
         description="where labels are decided and scored: at the picture's own size (published), or on the square of "
         "`squeeze` with the mask squeezed alike, as BECO validates in training",
     )
-    networks: Literal["all", "first"] = Field("all", description="average the co-trained networks, or use one")
+    networks: Literal["all", "first", "both"] = Field(
+        "all",
+        description="average the co-trained networks, or use one; both: the average, and beside it, in tables and "
+        "report, the first network alone",
+    )
     crf: InferenceCrf | None = Field(None, description="CRF after the networks; null: none")
     batch_size: Count = Field(8, description="pictures processed together")
 
@@ -153,6 +157,11 @@ class Prediction(Section):
         if self.score_at == "square" and not self.squeeze:
             raise ValueError("score_at: square needs a square; set squeeze, such as 512, or leave score_at out")
         return self
+
+    @property
+    def averaged(self) -> Prediction:
+        """What is predicted and scored first of all: of `both` the average, and otherwise what is asked for."""
+        return self.model_copy(update={"networks": "all"}) if self.networks == "both" else self
 
     @property
     def scored_side(self) -> int | None:

@@ -195,6 +195,11 @@ class Config(Section):
 
         return next(other for other in self.labels if walk(other) == walk(name))
 
+    def has_first(self, experiment: str) -> bool:
+        """Whether the first network of an experiment is predicted and scored alone, beside the average of all."""
+        several = RECIPES.fact(self.experiments[experiment].recipe, "NETWORKS") > 1
+        return several and self.prediction.networks == "both"
+
     def swept_settings(self, name: str) -> str:
         """What a sweep depends on, as JSON: of a CRF recipe the CRF; its thresholds are what is swept."""
         recipe = self.labels[name]

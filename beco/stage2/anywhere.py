@@ -62,17 +62,18 @@ def settings_of(trained: Trained, path: Path) -> Prediction:
     if trained.prediction is None:
         log.warning("%s: does not say how it is to predict; the defaults are taken, see --settings", path)
         return Prediction()
+    settings = trained.prediction.averaged
     beside = path.with_name("metrics.json")
     if path.name == NETWORKS and beside.is_file():
         measured = read_json(beside).get("protocol", {})
-        own = trained.prediction.model_dump(mode="json")
+        own = settings.model_dump(mode="json")
         other = [key for key in own if key in measured and measured[key] != own[key] and key != "batch_size"]
         if other:
             log.warning(
                 "%s: was measured with another %s than it was trained for; --settings gives others",
                 beside, ", ".join(other),
             )  # fmt: skip
-    return trained.prediction
+    return settings
 
 
 def predict(
@@ -138,7 +139,7 @@ def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
 
 
 def _made_by(networks: Path, trained: Trained, settings: Prediction) -> dict[str, Any]:
-    protocol = settings.model_dump(mode="json", exclude={"batch_size"})
+    protocol = settings.averaged.model_dump(mode="json", exclude={"batch_size"})
     return {"networks": file_hash(networks), "classes": trained.classes, "prediction": protocol}
 
 

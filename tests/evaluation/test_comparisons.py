@@ -192,8 +192,11 @@ def test_a_comparison_needs_its_own_experiments_alone(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     values = parse_yaml((ROOT / "tests" / "tiny.yaml").read_text(), "tiny")
     values["comparisons"] = {"one": {"experiments": ["single"]}, "two": {"experiments": ["single", "beco"]}}
+    values["prediction"] = {"networks": "both"}
     (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(values))
     one = checkout.planned("--configfile", "mine.yaml", "--", "results/tiny/comparisons/one.csv")
     assert one["compare"] == one["train_segmenter"] == 1 and "report" not in one and "tabulate" not in one
+    assert "predict_first" not in one
     every = checkout.planned("--configfile", "mine.yaml", "--", "tables")
     assert every["compare"] == 2 and every["train_segmenter"] == 2 and "report" not in every
+    assert every["predict_first"] == every["evaluate_first"] == 1

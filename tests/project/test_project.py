@@ -438,6 +438,8 @@ def test_estimates_by_hand(own: Path, tmp_path: Path) -> None:
     shown = int(pictures.split("train").labels().sum())
     pixels = 48 * 48 * (19 * 2 * 2 + 24 * 1) + 48 * 48 * shown * 2 // 16  # two recipes of labels, one run
     assert check.disk(config, pictures) == 16 * parameters + pixels  # the classifier, and two networks of `beco`
+    both = config.model_copy(update={"prediction": config.prediction.model_copy(update={"networks": "both"})})
+    assert check.disk(both, pictures) == 16 * parameters + pixels + 48 * 48 * 24  # and what one of them predicts
 
 
 def test_check_of_an_encoder_that_cannot_be_built_on_paper() -> None:

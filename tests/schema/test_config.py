@@ -19,6 +19,7 @@ from beco.config import (
     Crop,
     Dataset,
     Labels,
+    Prediction,
     Schedule,
     Training,
     merge,
@@ -318,6 +319,16 @@ def test_merge_takes_every_leaf_of_the_upper_and_the_rest_of_the_lower(base: dic
 
 
 # --- settings of one stage ----------------------------------------------------------------------------------
+
+
+def test_both_is_the_average_and_the_first_of_several() -> None:
+    both = Prediction(networks="both", flip=True)
+    assert both.averaged == Prediction(flip=True) and Prediction(networks="first").averaged.networks == "first"
+    experiments = {name: {"recipe": name, "labels": "cam"} for name in ("single", "beco")}
+    values = {"labels": {"cam": {}}, "networks": {"default": {}}, "experiments": experiments}
+    for networks, found in (("both", [False, True]), ("all", [False, False]), ("first", [False, False])):
+        config = validate_config({**values, "prediction": {"networks": networks}})
+        assert [config.has_first(name) for name in experiments] == found
 
 
 def test_settings_from_text() -> None:

@@ -58,6 +58,7 @@ def test_a_configuration_names_a_figure() -> None:
         (BECO, "beco", {"networks": "first"}, "two networks"),
         (f"{BECO}/one-network", "beco", {"networks": "first"}, None),
         (f"{BECO}/one-network", "cotraining", {}, "one of the two networks"),
+        (f"{BECO}/one-network", "beco", {"networks": "both"}, "one of the two networks"),  # the average stands first
         (f"{BECO}/one-network", "single", {}, "one of the two networks"),  # it was co-trained
         (f"{BECO}/no-crf", "beco", {"squeeze": 512}, None),
         (f"{BECO}/no-crf", "beco", {"squeeze": 512, "crf": {}}, "no CRF"),

@@ -140,6 +140,12 @@ def test_networks_of_one_recipe_and_of_two(net: Path, pictures: Path, tmp_path: 
         predict(path, pictures, "-o", tmp_path / name, "--settings", settings)
     found = {name: label_maps(tmp_path / name) for name in ("all", "first", "single")}
     assert found["first"] == found["single"] != found["all"]  # they were drawn alike
+    both = trained(tmp_path / "both", {"networks": "both"})
+    predict(both, pictures, "-o", tmp_path / "of both")
+    assert label_maps(tmp_path / "of both") == found["all"]
+    again = predict(both, pictures, "-o", tmp_path / "of both", "--settings", "{networks: all}")
+    assert f"{len(SIZES)} pictures are there and kept" in again
+    assert beco.load(both, "cpu").settings == Prediction()
 
 
 def test_confidence_is_the_softmax_of_the_label(net: Path, pictures: Path) -> None:
@@ -486,7 +492,7 @@ def test_a_file_that_does_not_say_how_to_predict(pictures: Path, tmp_path: Path)
 def test_a_run_that_was_measured_otherwise_is_told(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = trained(tmp_path / "run", {"resize": 64})
+    made = trained(tmp_path / "run", {"resize": 64, "networks": "both"})  # of which the average is measured there
     measured = Prediction.model_validate({"resize": 64, "batch_size": 2}).model_dump(mode="json")
     for crf, told in ((None, False), ({"iterations": 3}, True)):
         (made / "metrics.json").write_text(json.dumps({"protocol": {**measured, "crf": crf}}))

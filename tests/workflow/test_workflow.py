@@ -119,6 +119,16 @@ def test_another_protocol_predicts_again_and_trains_nothing(finished: Checkout) 
     assert finished.planned("--config", "prediction={flip: true}") == again
 
 
+def test_one_network_beside_the_average_makes_nothing_again_that_is_made(finished: Checkout) -> None:
+    alone = {"predict_first": 1, "evaluate_first": 1, "tabulate": 1, "report": 1}  # `single` is one network
+    assert finished.planned("--config", "prediction={networks: both}") == alone
+    assert finished.planned("--config", "prediction={networks: both}", "--", "scores") == {
+        "predict_first": 1,
+        "evaluate_first": 1,
+        "scores": 1,
+    }
+
+
 def test_a_setting_of_one_experiment_reruns_that_one(finished: Checkout) -> None:
     change = "experiments={beco: {training: {mix: {probability: 0.7}}}}"
     alone = {"train_segmenter": 1, "predict": 1, "evaluate": 1, "tabulate": 1, "report": 1}

@@ -27,7 +27,7 @@ rule evaluate:
         gpu=0,
         root=dataset_root(),
     params:
-        settings=CONFIG.prediction.model_dump_json(),
+        settings=CONFIG.prediction.averaged.model_dump_json(),
         folder=subpath(output.metrics, parent=True),
         watched=watched("val_masks"),
         code=stage_hash("beco.evaluation.scores.evaluate"),
@@ -37,6 +37,29 @@ rule evaluate:
         "beco --log {log:q} evaluate --manifest {input.manifest:q} --root {resources.root:q}"
         " --predictions {input.predictions:q} --settings {params.settings:q} --output {params.folder:q}"
         " --threads {threads}"
+
+
+use rule evaluate as evaluate_first with:
+    input:
+        drawn_masks,
+        manifest=LISTED,
+        predictions=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/first/predictions",
+    output:
+        metrics=f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/first/metrics.json",
+        tables=multiext(
+            f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/first/",
+            "per_class.csv",
+            "per_image.csv",
+            "per_image_class.csv",
+        ),
+    log:
+        f"{BASE}/logs/evaluate_first.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/evaluate_first.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    params:
+        settings=of_the_first(),
+    message:
+        "Scoring one network of `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"
 
 
 rule evaluate_labels:
@@ -111,6 +134,7 @@ rule tabulate:
     input:
         all_runs("{run}/metrics.json"),
         all_runs("{run}/training.json"),
+        first_scores(CONFIG.experiments),
         label_quality(),
         all_sources(f"{BASE}/{{source}}/classifier/classifier.json"),
     output:
@@ -179,6 +203,7 @@ rule compare:
 rule report:
     input:
         all_runs("{run}/metrics.json"),
+        first_scores(CONFIG.experiments),
         all_runs("{run}/history.csv"),
         all_runs("{run}/predictions"),
         label_quality(),
@@ -267,6 +292,7 @@ rule tables:
 rule scores:
     input:
         all_runs("{run}/metrics.json"),
+        first_scores(CONFIG.experiments),
 
 
 rule archives:

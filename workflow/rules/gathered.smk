@@ -6,14 +6,27 @@ def all_runs(pattern):
     return [pattern.format(run=run_folder(name, seed)) for name, seed in RUNS]
 
 
+def first_scores(experiments):
+    """The scores of one network alone, of the experiments that have them."""
+    return [
+        f"{run_folder(name, seed)}/first/metrics.json"
+        for name, seed in RUNS
+        if name in experiments and CONFIG.has_first(name)
+    ]
+
+
 def run_options(experiments):
-    """Runs as the tables and the report take them: --runs experiment:seed:labels=folder …"""
+    """Runs as the tables and the report take them: --runs experiment:seed:labels=folder …
+
+    And, if one network is scored beside the average, --first.
+    """
     named = [
         f"{name}:{seed}:{CONFIG.experiments[name].labels}={run_folder(name, seed)}"
         for name, seed in RUNS
         if name in experiments
     ]
-    return [word for option in named for word in ("--runs", option)]
+    first = ["--first"] if CONFIG.prediction.networks == "both" else []
+    return [*(word for option in named for word in ("--runs", option)), *first]
 
 
 def label_options(names):
@@ -68,6 +81,7 @@ def compared_files(wildcards):
             for run in runs
             for name in ("metrics.json", "training.json")
         ),
+        *first_scores(names),
         *(f"{BASE}/{name}/quality/metrics.json" for name in compared_labels(wildcards)),
     ]
 

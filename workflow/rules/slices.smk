@@ -144,6 +144,11 @@ def run_folder(name, seed):
     return f"{BASE}/{CONFIG.experiments[name].labels}/{name}/seed{seed}"
 
 
+def of_the_first():
+    """How one network alone is to predict, and is scored."""
+    return CONFIG.prediction.model_copy(update={"networks": "first"}).model_dump_json()
+
+
 def recipes(*kinds):
     """What the wildcard `labels` may be in a rule that is for some values of `refine` alone."""
     return one_of(

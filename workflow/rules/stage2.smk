@@ -67,7 +67,7 @@ rule predict:
         device=COMPUTE.device,
         root=dataset_root(),
     params:
-        settings=CONFIG.prediction.model_dump_json(),
+        settings=CONFIG.prediction.averaged.model_dump_json(),
         split="all" if CONFIG.dataset.format == "folder" else "val",
         watched=watched(),
         code=stage_hash("beco.stage2.predict"),
@@ -77,3 +77,17 @@ rule predict:
         "beco --log {log:q} predict-split --manifest {input.manifest:q} --root {resources.root:q} --networks {input.networks:q}"
         " --settings {params.settings:q} --split {params.split} --output {output:q}"
         " --device {resources.device} --threads {threads}"
+
+
+# The same with the first network alone, in a folder of its own.
+use rule predict as predict_first with:
+    output:
+        directory(f"{BASE}/{{labels}}/{{experiment}}/seed{{seed}}/first/predictions"),
+    log:
+        f"{BASE}/logs/predict_first.{{labels}}.{{experiment}}.seed{{seed}}.log",
+    benchmark:
+        f"{BASE}/benchmarks/predict_first.{{labels}}.{{experiment}}.seed{{seed}}.tsv"
+    params:
+        settings=of_the_first(),
+    message:
+        "Predicting with one network of `{wildcards.experiment}` on `{wildcards.labels}`, seed {wildcards.seed}"

@@ -26,16 +26,16 @@ from beco.datasets.palette import voc_palette
 from beco.evaluation.report import curves, figures
 from beco.evaluation.report.gallery import labels_gallery, results_gallery
 from beco.evaluation.report.layers import ERRORS, SAFE, VOID_COLOUR
-from beco.evaluation.scores import bootstrap, differences
 from beco.evaluation.scores.quality import not_as_asked
-from beco.evaluation.tables import comparisons, label_tables, tables
-from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, MEAN_NOTE, SUPERVISION_NOTE, over_pictures
+from beco.evaluation.tables import comparisons, label_tables, pairs, tables
+from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, FIRST_NOTE, MEAN_NOTE, SUPERVISION_NOTE, over_pictures
 from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run, mean_std, percent
 from beco.schema.slots import RECIPES
 
 PACKAGES = ["beco", "torch", "numpy", "timm", "segmentation-models-pytorch", "scikit-image", "snakemake"]
 SCORES = ["metrics.json", "per_class.csv", "per_image.csv", "per_image_class.csv"]
 RUN_FILES = [*SCORES, "history.csv", "training.json", "predictions"]
+FIRST_FILES = [f"{tables.FIRST}/{name}" for name in [*SCORES, "predictions"]]
 LABEL_FILES = ["labels.h5", *(f"quality/{name}" for name in [*SCORES, "sweep.csv"])]
 
 
@@ -97,6 +97,7 @@ def _environment() -> Environment:
         "errors": ERRORS,
         "differences_note": DIFFERENCES_NOTE,
         "mean_note": MEAN_NOTE,
+        "first_note": FIRST_NOTE,
     }
     return environment
 
@@ -132,9 +133,8 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
         "recipes": recipes.to_dict("records"),
         "published": bool(published),
         "not_drawn": len(recipes) - len(experiments),
-        "differences": bootstrap.add_picture_intervals(
-            differences.difference_table(run_table, tables.RUN_NUMBERS), run_table
-        ).to_dict("records"),
+        "differences": pairs.pair_table(run_table).to_dict("records"),
+        "first": "miou_first" in recipes,
         "labels": [
             {**row, "best": _best_on(recipes, row["labels"]), "apart": labels["labels"].duplicated()[index]}
             for index, row in enumerate(labels.to_dict("records"))
@@ -236,7 +236,7 @@ def _experiments(runs: list[Run], output: Path) -> list[dict[str, Any]]:
                 "metrics": metrics,
                 "protocol": tables.run_protocol(run),
                 "settings": _yaml(run.training()),
-                "files": _links(run.folder, RUN_FILES, output),
+                "files": _links(run.folder, [*RUN_FILES, *(FIRST_FILES if run.first else [])], output),
             }
         )
     return [{"name": name, "runs": items} for name, items in found.items()]
@@ -330,6 +330,7 @@ def summary(recipes: pd.DataFrame, reasons: list[str | None]) -> list[str]:
     others = recipes[recipes["experiment"] != best["experiment"]]
     return [
         f"The best of {_number(recipes)} is `{best['experiment']}` with {_value(best)}.",
+        *_one_of_its_networks(best),
         *_against_labels(best),
         *_against_next(best, _best(others)),
         *_against_truth(best, others[others["labels"] == "truth"]),
@@ -345,6 +346,14 @@ def _value(row: dict[str, Any]) -> str:
     if pd.isna(row["miou_std"]):
         return f"{percent(row['miou'])} % mIoU (one seed, so its spread is unknown)"
     return f"{mean_std(row['miou'], row['miou_std'])} % mIoU over {row['seeds']} seeds"
+
+
+def _one_of_its_networks(best: dict[str, Any]) -> list[str]:
+    """What the first network of an average reaches, where that was scored and differs."""
+    alone = best.get("miou_first")
+    if alone is None or pd.isna(alone) or alone == best["miou"]:
+        return []
+    return [f"One of the networks that it averages has {percent(alone)} % alone."]
 
 
 def _against_labels(best: dict[str, Any]) -> list[str]:

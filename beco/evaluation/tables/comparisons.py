@@ -18,12 +18,15 @@ from beco.artifacts.store import Store
 from beco.config import Comparison
 from beco.errors import UserError
 from beco.evaluation.report import figures
-from beco.evaluation.scores.bootstrap import add_picture_intervals
-from beco.evaluation.scores.differences import difference_table
+from beco.evaluation.tables.pairs import ENDS as SEED_ENDS
+from beco.evaluation.tables.pairs import pair_table
 from beco.evaluation.tables.table_files import (
     DIFFERENCES_NOTE,
+    FIRST_HEADING,
     MEAN_NOTE,
     Printed,
+    first_cells,
+    first_note,
     over_pictures,
     published_cells,
     write_table,
@@ -42,8 +45,9 @@ from beco.evaluation.tables.tables import (
 from beco.schema.published import figures as published_figures
 from beco.schema.slots import RECIPES
 
-ENDS = ("", "_low", "_high", "_pictures_low", "_pictures_high")
-GAINS = ["over", *(f"gain_{name}{end}" for name in RUN_NUMBERS for end in ENDS)]
+ENDS = (*SEED_ENDS, "_pictures_low", "_pictures_high")
+GAINS = [f"{name}{end}" for name in RUN_NUMBERS for end in ENDS]
+FIRST_GAINS = [f"miou_first{end}" for end in SEED_ENDS]
 
 
 def write_comparison(comparison: Comparison, results: Results, output: Path) -> None:
@@ -63,7 +67,7 @@ def comparison_table(
     A column for each path of `vary` with the value that the files of the runs name, and for each of `RUN_NUMBERS`
     `gain_<number>`, its mean difference from experiment `over` on the common seeds, a share: `…_low` and `…_high` are
     the ends of the 95 % interval over seeds, `…_pictures_low` and `…_pictures_high` of the one over pictures. The first
-    experiment of its labels and networks has no gain.
+    experiment of its labels and networks has no gain. With `miou_first` there is `gain_miou_first`, over seeds alone.
 
     Raises `UserError` for an experiment without a run, and for a setting that the files do not name.
     """
@@ -180,26 +184,25 @@ def setting(run: Run, label_folders: Mapping[str, Path], path: str) -> Any:
 
 
 def _gains(by_name: Mapping[str, list[Run]]) -> pd.DataFrame:
-    """One row per experiment with the columns of `GAINS`, empty for the first of its group."""
+    """One row per experiment with `over` and a column for each of `GAINS`; none for the first of its group."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, runs in by_name.items():
         network = json.dumps(runs[0].training().get("network"), sort_keys=True)
         groups.setdefault((runs[0].labels, network), []).append(name)
-    rows = []
+    found = []
     for first, *others in groups.values():
         table = run_table([run for name in (first, *others) for run in by_name[name]])
-        found = difference_table(table, RUN_NUMBERS)
-        found = add_picture_intervals(found[found["minus"] == first].reset_index(drop=True), table)
-        for row in found.to_dict("records"):
-            gains = {f"gain_{name}{end}": row[f"{name}{end}"] for name in RUN_NUMBERS for end in ENDS}
-            rows.append({"experiment": row["experiment"], "over": first, **gains})
-    return pd.DataFrame(rows, columns=["experiment", *GAINS])
+        found.append(pair_table(table, first))
+    every = pd.concat(found, ignore_index=True).rename(columns={"minus": "over"})
+    numbers = [*GAINS, *(FIRST_GAINS if "miou_first" in every else [])]
+    every = every[["experiment", "over", *numbers]].astype(dict.fromkeys(numbers, float))
+    return every.rename(columns={name: f"gain_{name}" for name in numbers})
 
 
 def note(frame: pd.DataFrame) -> str:
     """What is true of the whole table: its protocol, if it is one, its means, and what the intervals are."""
     said = [common_protocol(frame), MEAN_NOTE, DIFFERENCES_NOTE if frame["over"].notna().any() else ""]
-    return " ".join(part for part in said if part)
+    return " ".join(part for part in said if part) + first_note(frame)
 
 
 def common_protocol(frame: pd.DataFrame) -> str:
@@ -211,17 +214,18 @@ def common_protocol(frame: pd.DataFrame) -> str:
 def printed(frame: pd.DataFrame, comparison: Comparison) -> Printed:
     """Header and rows as they are printed, in percent and percentage points."""
     against = frame["published_source"].ne("").any()
-    several = frame["protocol"].nunique() > 1
+    several, first = frame["protocol"].nunique() > 1, "miou_first" in frame
     ours = [
         *map(_short, comparison.vary),
         "labels",
         "supervision",
         "their mIoU, train (%)",
         "mIoU (%)",
+        *[FIRST_HEADING] * first,
         "boundary IoU (%)",
     ]
     ours += ["pixel accuracy (%)", "seeds", "gain in mIoU (points, over seeds)", "over pictures"]
-    ours += ["gain in boundary IoU", "over pictures", "gain over"]
+    ours += [*["gain of one network in mIoU"] * first, "gain in boundary IoU", "over pictures", "gain over"]
     header = ["experiment", *ours, *(["published (%)", "ours − published", "source"] if against else [])]
     rows = []
     for row in frame.to_dict("records"):
@@ -239,15 +243,16 @@ def _short(path: str) -> str:
 
 def _our_cells(row: Mapping[Any, Any], vary: list[str]) -> list[object]:
     settings = ["" if row[path] is None else row[path] for path in vary]
-    numbers = [percent(row["labels_miou"]), mean_std(row["miou"], row["miou_std"])]
+    numbers = [percent(row["labels_miou"]), mean_std(row["miou"], row["miou_std"]), *first_cells(row)]
     numbers += [percent(row["boundary_iou"]), percent(row["pixel_accuracy"]), str(int(row["seeds"]))]
     return [*settings, row["labels"], row["supervision"], *numbers, *_gain_cells(row)]
 
 
 def _gain_cells(row: Mapping[Any, Any]) -> list[str]:
     """Gains in mIoU and in boundary IoU with both of their intervals, and over what; empty without one."""
+    first = "gain_miou_first" in row
     if pd.isna(row["over"]):
-        return [""] * 5
+        return [""] * (5 + first)
     gains = {key.removeprefix("gain_"): value for key, value in row.items() if str(key).startswith("gain_")}
-    cells = [text(gains, name) for name in ("miou", "boundary_iou") for text in (spread, over_pictures)]
-    return [*cells, row["over"]]
+    miou, boundary = ([text(gains, name) for text in (spread, over_pictures)] for name in ("miou", "boundary_iou"))
+    return [*miou, *([spread(gains, "miou_first")] if first else []), *boundary, row["over"]]

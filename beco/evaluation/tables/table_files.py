@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from beco.artifacts.files import whole, write_csv
-from beco.evaluation.scores.bootstrap import add_picture_intervals
-from beco.evaluation.scores.differences import difference_table
 from beco.evaluation.scores.metrics import MEAN_RULE
 from beco.evaluation.scores.rank_correlation import correlation_table
 from beco.evaluation.tables.label_tables import LABEL_NUMBERS, label_table, sweep_table
+from beco.evaluation.tables.pairs import pair_table
 from beco.evaluation.tables.tables import (
     RUN_NUMBERS,
     Results,
@@ -39,9 +38,14 @@ CORRELATIONS_NOTE = (
     "learn from them, over pseudo-labels; in brackets: its 95 % interval (bootstrap over the pseudo-labels)."
 )
 MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
+FIRST_NOTE = (
+    "One network: the first alone of those that a recipe trains and whose average its mIoU is. An average of two is to "
+    "be compared with an average of two, and one network with one."
+)
 SUPERVISION_NOTE = (
     "what the labels were made from besides pictures; of imported ones their program would have to say it"
 )
+FIRST_HEADING = "one network, mIoU (%)"
 SYMBOLS = {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
 
 
@@ -52,9 +56,10 @@ def write_tables(results: Results, output: Path) -> None:
     recipes = recipe_table(results.runs, results.labels, results.published)
     labels, swept = label_table(results.labels), sweep_table(results.labels)
     every, ap = run_table(results.runs), classifier_table(results.sources)
-    differences = add_picture_intervals(difference_table(every, RUN_NUMBERS), every)
-    write_table(output / "recipes.csv", recipes, _recipes(recipes), MEAN_NOTE)
-    write_table(output / "differences.csv", differences, _differences(differences), DIFFERENCES_NOTE)
+    differences = pair_table(every)
+    write_table(output / "recipes.csv", recipes, _recipes(recipes), f"{MEAN_NOTE}{first_note(recipes)}")
+    note = f"{DIFFERENCES_NOTE}{first_note(differences)}"
+    write_table(output / "differences.csv", differences, _differences(differences), note)
     write_table(output / "pseudo_labels.csv", labels, _labels(labels), MEAN_NOTE)
     if not swept.empty:
         write_table(output / "sweep.csv", swept, _sweep(swept), MEAN_NOTE)
@@ -79,12 +84,14 @@ def write_table(output: Path, frame: pd.DataFrame, printed: Printed, note: str =
 
 
 def _recipes(recipes: pd.DataFrame) -> Printed:
-    header = ["experiment", "labels", "supervision", "mIoU (%)", "seeds", "published (%)", "ours − published", "source"]
+    first = "miou_first" in recipes
+    header = ["experiment", "labels", "supervision", "mIoU (%)", *[FIRST_HEADING] * first, "seeds"]
+    header += ["published (%)", "ours − published", "source"]
     header += ["boundary IoU (%)", "pixel accuracy (%)", "mIoU of its labels, train (%)", "difference", "protocol"]
     rows = [
         [
             *(row["experiment"], row["labels"], row["supervision"]),
-            *(mean_std(row["miou"], row["miou_std"]), row["seeds"]),
+            *(mean_std(row["miou"], row["miou_std"]), *first_cells(row), row["seeds"]),
             *published_cells(row),
             *(percent(row[key]) for key in ("boundary_iou", "pixel_accuracy", "labels_miou")),
             *(percent(row["difference"], signed=True), row["protocol"]),
@@ -92,6 +99,16 @@ def _recipes(recipes: pd.DataFrame) -> Printed:
         for row in recipes.to_dict("records")
     ]
     return header, rows
+
+
+def first_cells(row: Mapping[Any, Any]) -> list[str]:
+    """mIoU of one network of an experiment, if that was scored."""
+    return [mean_std(row["miou_first"], row["miou_first_std"])] if "miou_first" in row else []
+
+
+def first_note(frame: pd.DataFrame) -> str:
+    """What to say of one network's mIoU beneath a table that has it, with a space before it."""
+    return f" {FIRST_NOTE}" if "miou_first" in frame else ""
 
 
 def published_cells(row: Mapping[Any, Any]) -> list[str]:
@@ -105,13 +122,17 @@ def published_cells(row: Mapping[Any, Any]) -> list[str]:
 
 
 def _differences(differences: pd.DataFrame) -> Printed:
+    first = "miou_first" in differences
     header = ["difference", "labels", "seeds"]
     for name in ("mIoU", "boundary IoU", "pixel accuracy"):
         header += [f"{name} (points, over seeds)", f"{name} over pictures"]
+        header += ["one network, mIoU (points, over seeds)"] * (first and name == "mIoU")
     rows = [
         [
             *(f"{row['experiment']} − {row['minus']}", row["labels"], row["seeds"]),
-            *(cell for name in RUN_NUMBERS for cell in (spread(row, name), over_pictures(row, name))),
+            *(spread(row, "miou"), over_pictures(row, "miou")),
+            *([spread(row, "miou_first")] if first else []),
+            *(cell for name in RUN_NUMBERS[1:] for cell in (spread(row, name), over_pictures(row, name))),
         ]
         for row in differences.to_dict("records")
     ]

@@ -20,6 +20,9 @@ from beco.errors import UserError
 from beco.schema.published import figures
 from beco.schema.slots import RECIPES
 
+FIRST = "first"
+"""The folder in a run's for what its first network says alone."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -31,6 +34,8 @@ class Run:
     """The pseudo-labels it learnt from, or `truth`."""
     folder: Path
     """Holds what `evaluate_predictions` wrote, history.csv, training.json and predictions/."""
+    first: bool = False
+    """Whether the first network alone is to stand beside the average of all; `first/` in `folder` has its scores."""
 
     def metrics(self) -> dict[str, Any]:
         """What `evaluate_predictions` wrote."""
@@ -40,6 +45,15 @@ class Run:
         """Settings, hashes of inputs, commit, device and seconds of the training; empty if not kept."""
         path = self.folder / "training.json"
         return read_json(path) if path.is_file() else {}
+
+    def miou_first(self) -> float | None:
+        """mIoU of the first network alone, in [0, 1]: of a run of one network its own. None without masks."""
+        recipe, metrics = self.training().get("recipe"), self.metrics()
+        alone = recipe is not None and RECIPES.fact(recipe, "NETWORKS") == 1
+        if not alone and metrics.get("protocol", {}).get("networks") != "first":
+            metrics = _metrics(self.folder / FIRST / "metrics.json")
+        found: float | None = metrics["miou"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -116,8 +130,12 @@ RUN_NUMBERS = ["miou", "boundary_iou", "pixel_accuracy"]
 
 
 def run_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per run: experiment, seed, labels, three metrics, protocol, pictures, what it ran on."""
-    rows = []
+    """One row per run: experiment, seed, labels, three metrics, protocol, pictures, what it ran on.
+
+    Where a run has `first`, there is also `miou_first`, see `Run.miou_first`.
+    """
+    runs, rows = list(runs), []
+    first = ["miou_first"] * any(run.first for run in runs)
     for run in runs:
         metrics, training = run.metrics(), run.training()
         rows.append(
@@ -126,6 +144,7 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
                 "seed": run.seed,
                 "labels": run.labels,
                 **{key: metrics.get(key) for key in RUN_NUMBERS},
+                **({"miou_first": run.miou_first()} if run.first else {}),
                 "protocol": run_protocol(run),
                 "split": metrics.get("split"),
                 "pictures": metrics.get("pictures"),
@@ -133,9 +152,9 @@ def run_table(runs: Iterable[Run]) -> pd.DataFrame:
                 "folder": str(run.folder),
             }
         )
-    columns = ["experiment", "seed", "labels", *RUN_NUMBERS, "protocol", "split", "pictures"]
+    columns = ["experiment", "seed", "labels", *RUN_NUMBERS, *first, "protocol", "split", "pictures"]
     frame = pd.DataFrame(rows, columns=[*columns, "seconds", "device", "commit", "folder"])
-    return frame.astype(dict.fromkeys(RUN_NUMBERS, float))
+    return frame.astype(dict.fromkeys([*RUN_NUMBERS, *first], float))
 
 
 def recipe_table(
@@ -144,15 +163,17 @@ def recipe_table(
     """One row per experiment, in the order given: what its labels were made from (`supervision`), means over seeds, and
     how far the labels lie below.
 
-    `miou_std` is the sample standard deviation (ddof = 1), empty for one seed. `difference` is `miou` (on the
-    evaluation split) minus `labels_miou` (of the pseudo-labels, on the training split): the pictures differ.
+    `miou_std` is the sample standard deviation (ddof = 1), empty for one seed; with `miou_first` in `run_table` there
+    are its mean and `miou_first_std`, too. `difference` is `miou` (on the evaluation split) minus `labels_miou` (of the
+    pseudo-labels, on the training split): the pictures differ.
     `published` names a row of `beco/schema/published.csv` for some of the experiments; `published` (a share),
     `published_protocol` and `published_source` come from there, and `minus_published` is `miou` less it.
     """
     quality = {source.name: source.metrics() for source in label_sources}
     supervised = {"truth": MASKS} | {name: supervision_text(metrics) for name, metrics in quality.items()}
-    rows = []
-    for name, group in run_table(runs).groupby("experiment", sort=False):
+    rows, table = [], run_table(runs)
+    first = ["miou_first", "miou_first_std"] * ("miou_first" in table)
+    for name, group in table.groupby("experiment", sort=False):
         labels = group["labels"].iloc[0]
         rows.append(
             {
@@ -161,6 +182,8 @@ def recipe_table(
                 "supervision": supervised.get(labels, UNKNOWN),
                 "miou": group["miou"].mean(),
                 "miou_std": group["miou"].std(ddof=1),
+                **({"miou_first": group["miou_first"].mean()} if first else {}),
+                **({"miou_first_std": group["miou_first"].std(ddof=1)} if first else {}),
                 "seeds": len(group),
                 "boundary_iou": group["boundary_iou"].mean(),
                 "pixel_accuracy": group["pixel_accuracy"].mean(),
@@ -174,6 +197,7 @@ def recipe_table(
         "supervision",
         "miou",
         "miou_std",
+        *first,
         "seeds",
         "boundary_iou",
         "pixel_accuracy",
