@@ -1,8 +1,8 @@
-# make env | demo | test | lint | docs | nightly        (CORES=2 make demo limits the cores)
+# make env | dev | demo | test | lint | docs | nightly        (CORES=2 make demo limits the cores)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: env demo test lint docs nightly lock
+.PHONY: env dev demo test lint docs nightly lock
 
 BIN := .venv/bin
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -15,6 +15,8 @@ demo: env            ## the whole pipeline on the embedded dataset, to results/s
 	echo "Look at results/shapes/report.html"
 
 env: $(BIN)/.installed   ## .venv from the hash-checked lock file; needs no compiler
+
+dev: $(BIN)/.installed-dev   ## the same with the tools of development; needs a C++ compiler
 
 test: $(BIN)/.installed-dev
 	pytest -n $(shell env -u OMP_NUM_THREADS nproc) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=12

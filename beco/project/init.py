@@ -324,6 +324,7 @@ def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, beg
         begin=begin,
         encoder=begin.encoder.model_dump(exclude_defaults=True),
         config=shlex.quote(str(project / "config.yaml")),
+        next=next_command(project),
         results=str((project / "results").absolute()),
         name=NAME,
         paths=paths,

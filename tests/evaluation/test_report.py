@@ -21,7 +21,7 @@ from results_for_tests import (
     make_source,
 )
 
-from beco.artifacts.files import read_json
+from beco.artifacts.files import read_json, write_json
 from beco.datasets.manifest import Manifest
 from beco.evaluation.report.gallery import changes, extremes, picture_scores, results_gallery, worst_first
 from beco.evaluation.report.report import summary, write_report
@@ -93,6 +93,17 @@ def test_report_holds_the_numbers_of_the_files(built: tuple[Path, Page]) -> None
     assert "abc1234" in page.text
     assert page.source.count("<td>image labels + saliency</td>") == 2 + 1 + 2 + 1  # recipes, labels, comparisons
     assert page.source.count("<td>masks</td>") == 1 + 1
+
+
+def test_a_localiser_that_says_no_classes_has_no_precision(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    source = make_source(tmp_path, manifest)
+    write_json(source.classifier / "classifier.json", {"map": None, "ap": {}, "method": "amn"})
+    runs = [make_run(tmp_path, manifest, "single", 0, "crf", 3)]
+    write_report(manifest, Results(runs, [], [source]), 0, tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert "mAP of the classifier" not in text and "Average precision by class" not in text
+    assert "No mean average precision" in text and "by the method amn" in text
 
 
 def test_report_escapes_what_the_user_named(built: tuple[Path, Page]) -> None:

@@ -110,6 +110,7 @@ def test_ranges_and_defaults_are_the_schemas() -> None:
     assert row("schedule", "[Schedule](#schedule)", "`{epochs: 80}`")
     assert row("recipe", "`beco`, `cotraining`, `single`", "required")
     assert row("encoders", "names, each with [Encoder](#encoder)", "`{}`")
+    assert row("sources", "names, each with [Source](#source)", "`{cam: {}}`")
 
 
 def test_every_key_is_in_the_site(site: Path) -> None:

@@ -157,7 +157,10 @@ def test_every_file_validates(tmp_path: Path, known: Facts, on: Machine, begin: 
 # --- init ---------------------------------------------------------------------------------------------------
 
 
-def test_init_writes_a_configuration_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_a_configuration_once(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own)
     config = init(own)
     said = capsys.readouterr().out
     assert "24 pictures (19 for training), 6 classes" in said and "From scratch" in said
@@ -165,6 +168,8 @@ def test_init_writes_a_configuration_once(own: Path, capsys: pytest.CaptureFixtu
     found = read_config(str(config), is_file=True)
     assert list(found.experiments) == ["beco"] and found.classifier.encoder == project.SMALL
     before = config.read_text()
+    command = project.next_command(config.parent)  # from outside of the checkout, here
+    assert "--snakefile" in command and f"  {command}\n" in said and f"#   {command}\n" in before
     with pytest.raises(UserError, match="is there already; name another project"):
         init(own)
     assert config.read_text() == before

@@ -269,7 +269,8 @@ def _classifier(source: MapSource, output: Path) -> dict[str, Any]:
     drawn = curves.classifier_curve(tables.read_csv(history)) if history.is_file() else None
     return {
         "name": source.name,
-        "map": ap[-1]["ap"],
+        "map": kept.get("map"),
+        "method": kept.get("method"),
         "ap": ap[:-1],
         "curve": Markup(drawn) if drawn else None,
         "settings": _yaml({key: value for key, value in kept.items() if key not in ("map", "ap")}),
