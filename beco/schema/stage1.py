@@ -132,6 +132,13 @@ def inputs_of(method: str, options: dict[str, Any], when: str = "INPUTS") -> tup
     return (*LOCALISERS.fact(method, when), *(one for inputs in chosen for one in inputs))
 
 
+def tried_options(method: str) -> dict[str, Any]:
+    """The settings of a localiser's own that `beco plan` tries with other values than a configuration has, and these:
+    those by which the work follows from what a network has learnt, of which a trial's knows next to nothing.
+    """
+    return {name: option.tried for name, option in _options(method).items() if option.tried is not None}
+
+
 def _options(method: str) -> dict[str, Option]:
     """OPTIONS of a localiser, after those of all that it extends."""
     options: dict[str, Option] = {}
