@@ -9,7 +9,6 @@ from typing import Any
 
 from beco.config import Config, Encoder, Schedule
 from beco.plan.pictures import DRAWN, Pictures
-from beco.schema.stage1 import tried_options
 from beco.training.engine import total_steps
 
 EPOCHS = 4
@@ -67,8 +66,8 @@ def small(config: Config, pictures: Pictures, dataset: dict[str, Any], train: in
         section["batch_size"] = cut.together(section["batch_size"])
     _shrink(values, cut.part)
     _at_hand(config, values)
-    for source in values["sources"].values():
-        source["options"] |= tried_options(source["method"])
+    for name, source in config.sources.items():
+        values["sources"][name]["options"] |= source.tried()
     experiments = {name: value for name, value in values["experiments"].items() if representative(config, name) == name}
     for value in experiments.values():
         value["seeds"] = value["seeds"][:1]

@@ -85,6 +85,12 @@ class Source(Section):
             "text": "text: a file of `beco text-features`",
         }
 
+    def tried(self) -> dict[str, Any]:
+        """The options that `beco plan` tries with other values, and these: those by which the work follows from what a
+        network has learnt, of which a trial's knows next to nothing.
+        """
+        return {name: one.tried for name, one in _options(self.method).items() if one.tried is not None}
+
     @model_validator(mode="after")
     def _as_its_method_wants(self) -> Source:
         object.__setattr__(self, "options", read_options(self.method, self.options))
@@ -130,13 +136,6 @@ def inputs_of(method: str, options: dict[str, Any], when: str = "INPUTS") -> tup
     """
     chosen = [option.want.get(options[name], ()) for name, option in _options(method).items()]
     return (*LOCALISERS.fact(method, when), *(one for inputs in chosen for one in inputs))
-
-
-def tried_options(method: str) -> dict[str, Any]:
-    """The settings of a localiser's own that `beco plan` tries with other values than a configuration has, and these:
-    those by which the work follows from what a network has learnt, of which a trial's knows next to nothing.
-    """
-    return {name: option.tried for name, option in _options(method).items() if option.tried is not None}
 
 
 def _options(method: str) -> dict[str, Option]:

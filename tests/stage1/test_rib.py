@@ -200,6 +200,14 @@ def test_others_share_no_class_with_the_picture(pictures: Manifest) -> None:
     assert any(not torch.equal(drawn[name, 0], drawn[name, 1]) for name in pictures.ids)
 
 
+def test_what_is_no_number_counts_for_nothing(pictures: Manifest) -> None:
+    """A learning rate that is far too high leaves the classifier's map."""
+    chosen = pictures.ids[:1]
+    wild, none = (prepared(pictures, **more, others=0) for more in ({"lr": 1e30}, {"steps": 0}))
+    found, plain = (scores(network, pictures, ONE, chosen)[chosen[0]] for network in (wild, none))
+    assert plain.any() and torch.equal(found, plain)
+
+
 def test_a_limit_ends_it_and_the_step_counts_for_nothing(pictures: Manifest) -> None:
     given = {"lr": 1e-3, "others": 0, "steps": 4, "tau": 1.5}
     first = scores(prepared(pictures, **given | {"steps": 0}), pictures, ONE)

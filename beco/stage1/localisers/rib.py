@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from beco.artifacts.files import text_hash
-from beco.config import Cam, Crop
+from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.networks import encoders
@@ -89,6 +89,16 @@ POWER = 0.9
 class Rib(Localiser):
     """A classifier that is fine-tuned anew for the maps of every picture."""
 
+    def __init__(
+        self, encoder: Encoder, output_stride: int, classes: int, dilate: bool, options: dict[str, Any]
+    ) -> None:
+        super().__init__(encoder, output_stride, classes, dilate, options)
+        if options["least_side"] > options["most_side"]:
+            raise UserError(
+                f"options of `{self.method}`: least_side: {options['least_side']} exceeds most_side, "
+                f"{options['most_side']}; change one of them"
+            )
+
     def begin(self, inputs: Inputs) -> None:
         assert inputs.start is not None  # see `Inputs.checked`
         state, _ = encoders.load_network(inputs.start, "classifier")
@@ -153,7 +163,8 @@ class Rib(Localiser):
         for step in range(steps + 1):
             optimiser.zero_grad(set_to_none=True)
             score, covered = network.own_views(image, target, settings, step < steps)
-            if step and (abs(score) > self.options["most_score"] or covered > self.options["most_covered"]):
+            within = abs(score) <= self.options["most_score"]  # no number is not
+            if step and (not within or covered > self.options["most_covered"]):
                 break
             total = total + multi_scale_maps(network, image, target, settings)
             if step == steps:
