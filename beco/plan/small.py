@@ -12,7 +12,7 @@ from beco.plan.pictures import DRAWN, Pictures
 from beco.training.engine import total_steps
 
 EPOCHS = 4
-SIDES = {"crop": 32, "size": 32, "resize": 32, "squeeze": 32, "long_side": 32}
+SIDES = dict.fromkeys(("crop", "size", "resize", "squeeze", "long_side", "crop_size", "least_side", "most_side"), 32)
 """Keys that hold sides in pixels, and the least that each may be."""
 
 
@@ -66,6 +66,8 @@ def small(config: Config, pictures: Pictures, dataset: dict[str, Any], train: in
         section["batch_size"] = cut.together(section["batch_size"])
     _shrink(values, cut.part)
     _at_hand(config, values)
+    for name, source in config.sources.items():
+        values["sources"][name]["options"] |= source.tried()
     experiments = {name: value for name, value in values["experiments"].items() if representative(config, name) == name}
     for value in experiments.values():
         value["seeds"] = value["seeds"][:1]

@@ -32,7 +32,7 @@ from beco.networks.frozen import freeze
 from beco.networks.joint import image_projection
 from beco.networks.packages import package_of, weights_file
 from beco.networks.segmenter import backbone_of
-from beco.project import room
+from beco.project import room, sources
 from beco.stage1 import texts
 from beco.stage1.train import unscored
 from beco.training.trainer import choose_device
@@ -166,7 +166,7 @@ def _networks(settings: Network, encoder: Encoder) -> nn.Module:
 
 
 def _weights(config: Config, group: Group) -> None:
-    """Build every backbone and load the file it starts from; downloads are left for later."""
+    """Build every backbone and load the file it starts from; downloads are left for later. Then the localisers."""
     for key, (encoder, build) in _encoders(config).items():
         bare = encoder.model_copy(update={"weights": None})
         file = weights_file(encoder)
@@ -179,6 +179,8 @@ def _weights(config: Config, group: Group) -> None:
             group.problems.append(f"{where}: {error}")
             continue
         group.notes.append(f"{key}.encoder: {encoder.name}, {file or _without_file(encoder)}")
+    if not group.problems:
+        group.problems += sources.misfits(config)
 
 
 def _without_file(encoder: Encoder) -> str:

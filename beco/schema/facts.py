@@ -43,11 +43,13 @@ class Option(Section):
     multiple_of: Number | None = None
     choices: Annotated[list[Any], Field(min_length=1)] | None = None
     want: dict[Any, tuple[Input, ...]] = Field({}, description="what a choice wants besides INPUTS")
+    tried: Any = Field(None, description="its value in the trials of `beco plan`, whose networks know next to nothing")
 
     @model_validator(mode="after")
     def _fit_the_default(self) -> Option:
         """Bounds are of numbers, and the default is within them, or among the choices."""
-        for value in [self.default, *(self.choices or [])]:
+        tried = [] if self.tried is None else [self.tried]
+        for value in [self.default, *(self.choices or []), *tried]:
             if type(value) not in SCALARS or value in (math.inf, -math.inf):
                 raise ValueError(f"`{value}` is no single value; write True or False, a number or a text")
         given = [key for key in BOUNDS if getattr(self, key) is not None]
@@ -55,10 +57,12 @@ class Option(Section):
             raise ValueError(f"{given[0]}: is for a default that is a number, and without choices; leave it out")
         if strange := [value for value in self.want if value not in (self.choices or [])]:
             raise ValueError(f"want: `{strange[0]}` is none of the choices; write one of them")
-        try:
-            create_model("One", value=self.field())(value=self.default)
-        except ValidationError as error:
-            raise ValueError(f"default: {error.errors()[0]['msg'].lower()}") from None
+        for key, values in (("default", [self.default]), ("tried", tried)):
+            try:
+                for value in values:
+                    create_model("One", value=self.field())(value=value)
+            except ValidationError as error:
+                raise ValueError(f"{key}: {error.errors()[0]['msg'].lower()}") from None
         return self
 
     def field(self) -> tuple[Any, Any]:

@@ -85,6 +85,12 @@ class Source(Section):
             "text": "text: a file of `beco text-features`",
         }
 
+    def tried(self) -> dict[str, Any]:
+        """The options that `beco plan` tries with other values, and these: those by which the work follows from what a
+        network has learnt, of which a trial's knows next to nothing.
+        """
+        return {name: one.tried for name, one in _options(self.method).items() if one.tried is not None}
+
     @model_validator(mode="after")
     def _as_its_method_wants(self) -> Source:
         object.__setattr__(self, "options", read_options(self.method, self.options))

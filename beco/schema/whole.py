@@ -147,7 +147,7 @@ class Config(Section):
     def used_sources(self) -> list[str]:
         """The sources whose score maps or networks something is made of, in their order; at least the first."""
         used = {next(iter(self.sources)), *(self.source_of(name) for name in self.labels)}
-        for name in reversed(self._in_order()):
+        for name in reversed(self.in_order()):
             used |= set(self._origins(name)) if name in used else set()
         return [name for name in self.sources if name in used]
 
@@ -161,7 +161,7 @@ class Config(Section):
         found = self.sources[source]
         return [*([found.start] if found.start else []), *([self.source_of(found.labels)] if found.labels else [])]
 
-    def _in_order(self) -> list[str]:
+    def in_order(self) -> list[str]:
         """The sources, each after those that it is made of; ValueError if one is made of itself."""
         made: list[str] = []
         while len(made) < len(self.sources):
@@ -260,7 +260,7 @@ class Config(Section):
                     f"dataset.saliency: missing, but `{source.method}` (sources.{name}) needs it; set it to a folder "
                     "of saliency maps"
                 )
-        self._in_order()
+        self.in_order()
         for name, experiment in self.experiments.items():
             if experiment.labels not in [*self.labels, "truth"]:
                 raise ValueError(

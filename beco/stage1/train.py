@@ -92,6 +92,18 @@ class Wanted:
             "weights": encoders.weights_hash(self.settings.encoder),
         }
 
+    def metadata(self, classes: list[str]) -> dict[str, str]:
+        """What stands beside the weights in the network's file, by which `load` makes it again."""
+        return {
+            "encoder": self.settings.encoder.model_dump_json(),
+            "output_stride": str(self.settings.output_stride),
+            "dilate": json.dumps(self.settings.dilate),
+            "classes": json.dumps(classes),
+            "method": self.method,
+            "options": json.dumps(self.options),
+            supervision.KEY: json.dumps(self.inputs.supervision()),
+        }
+
 
 def train(
     pictures: Manifest, held_out: Manifest, wanted: Wanted, compute: Compute, output: Path, replace: bool
@@ -127,16 +139,7 @@ def train(
     told = "unknown" if scores["map"] is None else f"{scores['map']:.3f}"
     split = ", ".join(dict.fromkeys(held_out.table["split"]))
     log.info("classifier: mAP %s on %s", told, split)
-    metadata = {
-        "encoder": settings.encoder.model_dump_json(),
-        "output_stride": str(settings.output_stride),
-        "dilate": json.dumps(settings.dilate),
-        "classes": json.dumps(pictures.classes),
-        "method": wanted.method,
-        "options": json.dumps(wanted.options),
-        supervision.KEY: json.dumps(wanted.inputs.supervision()),
-    }
-    encoders.save_network(network, output / "classifier.safetensors", metadata)
+    encoders.save_network(network, output / "classifier.safetensors", wanted.metadata(pictures.classes))
     write_json(
         output / "classifier.json",
         {

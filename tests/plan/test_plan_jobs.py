@@ -80,6 +80,18 @@ def test_what_is_not_at_hand_is_left_out(tmp_path: Path) -> None:
     assert kept["refine"] == "import" and "background" not in kept
 
 
+def test_maps_by_fine_tuning_are_tried_at_their_full_price() -> None:
+    """All steps of `rib`, whatever a network of few steps says, on crops as small as all else."""
+    of = config(sources={"cam": {}, "rib": {"method": "rib", "start": "cam", "options": {"steps": 7}}})
+    for cut, side in ((Cut(), 512), (Cut(2, 0.25), 128)):
+        values = small.small(of, FEW, {}, 8, cut)
+        options = validate_config(values).sources["rib"].options
+        assert (options["steps"], options["others"], options["crop_size"]) == (7, 20, side)
+        assert options["most_side"] == side * 640 // 512
+        assert min(options["most_score"], options["most_covered"]) >= 1e9  # never reached
+    assert of.sources["rib"].options["most_covered"] == 0.7
+
+
 def test_sizes_keep_the_splits_ratio() -> None:
     for least in (2, 8, 16, 50, 300):
         train, val = small.sizes(MANY, least)

@@ -354,7 +354,7 @@ def test_check_looks_at_saliency_maps(own: Path, capsys: pytest.CaptureFixture[s
     pictures = formats.build(read_config(str(config), True).dataset, tmp_path / "manifest.csv").split("train")
     (tmp_path / "maps").mkdir()
     for image_id in pictures.ids:
-        Image.new("L", pictures.size(image_id)[::-1]).save(tmp_path / "maps" / f"{image_id}.png")
+        Image.new("L", pictures.size(image_id)[::-1], "white").save(tmp_path / "maps" / f"{image_id}.png")
     status, said = checked(config, capsys)
     assert status == 0 and f"dataset.saliency: {tmp_path / 'maps'}, for sources.eps" in said
     first, second, *_ = pictures.ids

@@ -65,6 +65,7 @@ def options(method: str, **given: Any) -> dict[str, Any]:
         (OPTION % ", 'ge': 1", "OPTIONS.w: default: input should be greater"),
         (OPTION % ", 'choices': [1.0, 2.0]", "OPTIONS.w: default: input should be"),
         (OPTION % ", 'choices': [0.5], 'ge': 0", "OPTIONS.w: ge: is for a default that is a number"),
+        (OPTION % ", 'gt': 0, 'tried': 0", "OPTIONS.w: tried: input should be greater than 0"),
         ("INPUTS = ('label',)", "INPUTS.0: input should be 'labels', 'start'"),
         ("INPUTS = ('start')", "INPUTS: input should be a valid tuple"),
         ("MAP_INPUTS = ('labels',)", "MAP_INPUTS: `labels` is not among INPUTS"),

@@ -189,12 +189,23 @@ def test_others_share_no_class_with_the_picture(pictures: Manifest) -> None:
             parts = others.batches(image_id, step)
             shown = torch.cat([targets for _, targets in parts]) if parts else torch.zeros(0, 6)
             assert not (shown @ own).any()
-            disjoint = (torch.from_numpy(pictures.labels(pictures.ids)) @ own == 0).sum()
-            assert len(shown) == disjoint  # all there are, where that is fewer than asked for
-            drawn[image_id, step] = torch.cat([crops for crops, _ in parts]) if parts else shown
+            disjoint = int((torch.from_numpy(pictures.labels(pictures.ids)) @ own == 0).sum())
+            assert len(shown) == (50 if disjoint else 0)  # by turns, where there are fewer than asked for
+            crops = drawn[image_id, step] = torch.cat([crops for crops, _ in parts]) if parts else shown
+            if disjoint:
+                assert torch.equal(shown[:disjoint], shown[disjoint : 2 * disjoint])
+                assert not torch.equal(crops[0], crops[disjoint])  # cut anew
     again = others.batches(pictures.ids[0], 1)
     assert torch.equal(torch.cat([crops for crops, _ in again]), drawn[pictures.ids[0], 1])
     assert any(not torch.equal(drawn[name, 0], drawn[name, 1]) for name in pictures.ids)
+
+
+def test_what_is_no_number_counts_for_nothing(pictures: Manifest) -> None:
+    """A learning rate that is far too high leaves the classifier's map."""
+    chosen = pictures.ids[:1]
+    wild, none = (prepared(pictures, **more, others=0) for more in ({"lr": 1e30}, {"steps": 0}))
+    found, plain = (scores(network, pictures, ONE, chosen)[chosen[0]] for network in (wild, none))
+    assert plain.any() and torch.equal(found, plain)
 
 
 def test_a_limit_ends_it_and_the_step_counts_for_nothing(pictures: Manifest) -> None:

@@ -15,13 +15,14 @@ cells count as covered where a picture shows several classes is our reading: tho
 from __future__ import annotations
 
 import copy
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from beco.artifacts.files import text_hash
-from beco.config import Cam, Crop
+from beco.config import Cam, Crop, Encoder
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
 from beco.networks import encoders
@@ -58,16 +59,22 @@ OPTIONS = {
     "most_score": {
         "default": 100.0,
         "gt": 0,
+        "tried": 1e9,
         "description": "fine-tuning ends where the scores of the picture's classes sum to more, a view (original code: "
         "600 over 6 views; 1000 for COCO)",
     },
     "most_covered": {
         "default": 0.7,
         "gt": 0,
+        "tried": 1e9,
         "description": "and where a larger share of the picture is covered (0.8 for COCO)",
     },
     "covered_from": {"default": 0.3, "ge": 0, "description": "share of a map's maximum from which a cell is covered"},
-    "others": {"default": 20, "ge": 0, "description": "crops of other pictures in each step"},
+    "others": {
+        "default": 20,
+        "ge": 0,
+        "description": "crops of other pictures in each step; several of each, where fewer share no class with it",
+    },
     "crop_size": {"default": 512, "ge": 32, "description": "side of these crops, pixels"},
     "least_side": {"default": 320, "ge": 32, "description": "least long side of the pictures that are cropped, pixels"},
     "most_side": {"default": 640, "ge": 32, "description": "greatest long side of the same, pixels"},
@@ -81,6 +88,16 @@ POWER = 0.9
 
 class Rib(Localiser):
     """A classifier that is fine-tuned anew for the maps of every picture."""
+
+    def __init__(
+        self, encoder: Encoder, output_stride: int, classes: int, dilate: bool, options: dict[str, Any]
+    ) -> None:
+        super().__init__(encoder, output_stride, classes, dilate, options)
+        if options["least_side"] > options["most_side"]:
+            raise UserError(
+                f"options of `{self.method}`: least_side: {options['least_side']} exceeds most_side, "
+                f"{options['most_side']}; change one of them"
+            )
 
     def begin(self, inputs: Inputs) -> None:
         assert inputs.start is not None  # see `Inputs.checked`
@@ -146,7 +163,8 @@ class Rib(Localiser):
         for step in range(steps + 1):
             optimiser.zero_grad(set_to_none=True)
             score, covered = network.own_views(image, target, settings, step < steps)
-            if step and (abs(score) > self.options["most_score"] or covered > self.options["most_covered"]):
+            within = abs(score) <= self.options["most_score"]  # no number is not
+            if step and (not within or covered > self.options["most_covered"]):
                 break
             total = total + multi_scale_maps(network, image, target, settings)
             if step == steps:
@@ -212,12 +230,13 @@ class _OtherPictures:
     def batches(self, image_id: str, step: int) -> list[tuple[Tensor, Tensor]]:
         """The crops of a step, a few at a time: (B, 3, S, S) uint8 and their classes (B, K) float32.
 
-        They follow from the seed, the picture and the step alone. Fewer than asked for where there are fewer pictures.
+        They follow from the seed, the picture and the step alone. Where there are fewer pictures than crops they come
+        again by turns, cut anew, so that a step weighs its own views and others alike and costs the same in any split.
         """
         strangers = (self.shown @ self.shown[self.index[image_id]] == 0).nonzero().flatten()
         start = mixed_seed(self.options["seed"], int(text_hash(image_id)[:12], 16), step)
         order = torch.randperm(len(strangers), generator=torch.Generator().manual_seed(start))
-        chosen = strangers[order[: self.options["others"]]].tolist()
+        chosen = list(islice(cycle(strangers[order].tolist()), self.options["others"]))
         items = [self.pictures[one, mixed_seed(start, place, 1)] for place, one in enumerate(chosen)]
         return [
             (torch.stack([item["image"] for item in part]), torch.stack([item["target"] for item in part]))
