@@ -47,7 +47,7 @@ def test_summary_says_what_the_table_says() -> None:
             [],
         )
     )
-    assert "best of 2 weakly supervised recipes is `single` with 50.0 ± 1.0 % mIoU over 2 seeds" in said
+    assert "best of 2 weakly supervised experiments is `single` with 50.0 ± 1.0 % mIoU over 2 seeds" in said
     assert "2.0 points below the pseudo-labels" in said
     assert "`beco` follows 2.0 points behind, more than the standard deviation" in said
     assert "`full`, which learns from the true masks, reaches 70.0 %, 20.0 points more" in said

@@ -97,7 +97,7 @@ def test_what_goes_wrong_is_heard(tmp_path: Path, page: Path, browser: Browser) 
 SORT = """
 const column = (head, table) => $$("tbody tr", table).map(row => row.cells[head.cellIndex].textContent.trim());
 const seen = {};
-for (const name of ["mIoU", "difference", "recipe"]) {
+for (const name of ["mIoU", "difference", "experiment"]) {
   const table = $("#recipes table"), head = $$("th", table).find(head => head.textContent.trim() === name);
   seen[name] = [];
   for (let turn = 0; turn < 2; turn++) {
@@ -128,7 +128,7 @@ def test_tables_sort_numbers_as_numbers(page: Path, browser: Browser) -> None:
         assert down["others"] == seen["heads"] - 1
     assert sum("±" in cell for cell in seen["mIoU"][0]["cells"]) == 2
     names = ["a_rather_long_name_of_an_experiment", "beco", "full", "single"]
-    assert [turn["cells"] for turn in seen["recipe"]] == [names, names[::-1]]
+    assert [turn["cells"] for turn in seen["experiment"]] == [names, names[::-1]]
     assert seen["keyboard"]
 
 

@@ -340,7 +340,7 @@ def summary(recipes: pd.DataFrame, reasons: list[str | None]) -> list[str]:
 
 def _number(recipes: pd.DataFrame) -> str:
     count = int((recipes["labels"] != "truth").sum())
-    return f"{count} weakly supervised recipe{'s' if count != 1 else ''}"
+    return f"{count} weakly supervised experiment{'s' if count != 1 else ''}"
 
 
 def _value(row: dict[str, Any]) -> str:

@@ -30,14 +30,16 @@ def label_table(label_sources: Iterable[LabelSource]) -> pd.DataFrame:
     with the name of the list as its `split`.
     """
     rows = [row for source in label_sources for row in _label_rows(source)]
-    frame = pd.DataFrame(rows, columns=["labels", "supervision", *LABEL_NUMBERS, "split", "pictures", "masks"])
+    frame = pd.DataFrame(
+        rows, columns=["labels", "source", "supervision", *LABEL_NUMBERS, "split", "pictures", "masks"]
+    )
     return frame.astype(dict.fromkeys(LABEL_NUMBERS, float))
 
 
 def _label_rows(source: LabelSource) -> list[dict[str, Any]]:
     metrics = source.metrics()
     reliable, border = metrics.get("reliable", {}), metrics.get("border_error") or [{}]
-    named = {"labels": source.name, "supervision": supervision_text(metrics)}
+    named = {"labels": source.name, "source": source.source, "supervision": supervision_text(metrics)}
     row = {
         **named,
         **{key: metrics.get(key) for key in RUN_NUMBERS},

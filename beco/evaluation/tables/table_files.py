@@ -147,10 +147,10 @@ def over_pictures(row: Mapping[Any, Any], name: str) -> str:
 
 def _labels(labels: pd.DataFrame) -> Printed:
     others = ["split", "pictures", *(["masks"] if labels["masks"].any() else [])]
-    header = ["labels", "supervision", *(f"{name.replace('_', ' ')} (%)" for name in LABEL_NUMBERS), *others]
+    header = ["labels", "source", "supervision", *(f"{name.replace('_', ' ')} (%)" for name in LABEL_NUMBERS), *others]
     rows = [
         [
-            *(row["labels"], row["supervision"], *(percent(row[name]) for name in LABEL_NUMBERS)),
+            *(row["labels"], row["source"], row["supervision"], *(percent(row[name]) for name in LABEL_NUMBERS)),
             *(row[name] for name in others),
         ]
         for row in labels.to_dict("records")
