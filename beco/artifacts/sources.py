@@ -73,7 +73,7 @@ def _file(module: str) -> Path | None:
     for slot in SLOTS:  # a method, and what it imports beside it, may lie in a folder of the user's own
         if module.startswith(f"{slot.package}."):
             within = parts[slot.package.count(".") + 1 :]
-            places = [folder.joinpath(*within) for folder in slot.folders]
+            places += [folder.joinpath(*within) for folder in slot.folders]
     files = (file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py")))
     return next((file for file in files if file.is_file()), None)
 

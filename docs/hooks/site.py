@@ -28,7 +28,7 @@ PAGES = {
 """Pages from elsewhere in the repository, and their place in the site."""
 LINK = re.compile(r"(\]\()([^()\s#:]+)((?:#[^()\s]*)?\))")
 """`](target#anchor)` of a link or a picture that leads nowhere outside: a target with a colon is an address."""
-PICTURES = (".png", ".svg")
+PICTURES = (".png", ".jpg", ".svg")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".csv": "text"}
 
 

@@ -192,8 +192,8 @@ def test_every_path_reaches_every_command_whole(tmp_path: Path) -> None:
     config["dataset"] = {"name": "tiny", "format": "voc", "root": root, "classes": ["cat", HOSTILE]}
     config["classifier"]["encoder"] = {"like": "tiny", "weights": weights}
     config["labels"]["foreign"] = {"refine": "import", "source": {"path": root}}
-    config["labels"]["irn"] = {"refine": "irn"}
-    config["experiments"] = {name: {"recipe": "beco", "labels": name} for name in ("crf", "foreign", "irn")}
+    config["labels"]["walked"] = {"refine": "irn"}
+    config["experiments"] = {name: {"recipe": "beco", "labels": name} for name in ("crf", "foreign", "walked")}
     (checkout.folder / "hostile.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
     planned = checkout.run("snakemake", "-n", "-p", "--cores", "1", "--configfile", "hostile.yaml")
     assert planned.returncode == 0, planned.stdout + planned.stderr

@@ -137,7 +137,7 @@ def opens_by_locale(call: ast.Call) -> bool:
     given = {word.arg: word.value for word in call.keywords}
     if isinstance(call.func, ast.Name) and name == "read_text":
         return False  # `beco.artifacts.text`'s, which reads UTF-8
-    if "encoding" in given or owner in NOT_TEXT:
+    if "encoding" in given or owner in NOT_TEXT or (owner, name) == ("tokenize", "open"):  # which reads the file's own
         return False
     if name in ("run", "Popen", "check_output") and owner == "subprocess":
         return "text" in given or "universal_newlines" in given

@@ -146,6 +146,7 @@ def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifest
     assert alone.ids("cam") == chosen.ids
     wants = LOCALISERS.fact(name, "INPUTS")
     made_from = ["image labels", *["unknown"] * ("labels" in wants), *["true objects"] * ("saliency" in wants)]
+    made_from += ["captions"] * ("text" in wants)
     assert alone.attributes["supervision"] == made_from  # labels made for tests do not say
     assert read_json(tmp_path / "classifier.json")["supervision"] == made_from
     for image_id in chosen.ids:

@@ -125,7 +125,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(plan)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    for name, _, _, one, _ in plan:
+    for name, _, processes, one, _ in plan:
         whole, run = Path(name) / "whole", Path(name) / "run"
         stopped, final, expected = (
             torch.load(path, weights_only=True)
@@ -138,7 +138,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
         for key, value in expected["module"].items():
             assert torch.equal(final["module"][key], value), (name, key)
         tables = [pd.read_csv(folder / "history.csv").drop(columns=["seconds", "waited"]) for folder in (run, whole)]
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        # a mean over processes that was saved within an epoch is a float32 of its own: the last bit may differ
+        pd.testing.assert_frame_equal(*tables, **({"check_exact": True} if processes == 1 else {"rtol": 1e-6}))
 
 
 # --- one process --------------------------------------------------------------------------------------------
