@@ -20,6 +20,24 @@ OF_LABELS = "cams.h5 classifier irn labels.h5 pairs.h5 quality scores.h5"
 """What lies in the folder of labels, and of a source of that name, besides the folders of experiments."""
 
 
+class Started(Network):
+    """A segmentation network, and whose classifier it starts from."""
+
+    # left out of what is dumped: a training is given the file, and its content is what the result is known by
+    start: Name | None = Field(
+        None,
+        exclude=True,
+        description="a name under `sources`, from whose classifier it starts (weights: classifier), whatever it learns "
+        "from: only so does a comparison of labels compare labels; null: that of the experiment's labels",
+    )
+
+    @model_validator(mode="after")
+    def _starts_from_a_classifier(self) -> Started:
+        if self.start and self.encoder.weights != "classifier":
+            raise ValueError("start: only with encoder.weights: classifier; set that, or leave start out")
+        return self
+
+
 class Experiment(Section):
     """One line of the results table: labels × network × recipe × seeds."""
 
@@ -99,7 +117,7 @@ class Config(Section):
         description="where score maps come from, by name; without any: `cam`, made with `classifier` and `cam`",
     )
     labels: dict[Name, Labels] = Field(min_length=1, description="stage-one recipes by name")
-    networks: dict[Name, Network] = Field(min_length=1, description="networks by name")
+    networks: dict[Name, Started] = Field(min_length=1, description="networks by name")
     training: Training = Field(default_factory=Training, description="common to all experiments")
     prediction: Prediction = Field(default_factory=Prediction)
     experiments: dict[Name, Experiment] = Field(min_length=1, description="lines of the table by name")
@@ -147,6 +165,7 @@ class Config(Section):
     def used_sources(self) -> list[str]:
         """The sources whose score maps or networks something is made of, in their order; at least the first."""
         used = {next(iter(self.sources)), *(self.source_of(name) for name in self.labels)}
+        used |= {self.start_of(name) for name in self.experiments}
         for name in reversed(self.in_order()):
             used |= set(self._origins(name)) if name in used else set()
         return [name for name in self.sources if name in used]
@@ -155,6 +174,11 @@ class Config(Section):
         """The source of a stage-one recipe: of imported labels and of the training masks, the first."""
         named = self.labels[labels].source if labels in self.labels else None
         return named if isinstance(named, str) else next(iter(self.sources))
+
+    def start_of(self, experiment: str) -> str:
+        """The source whose classifier the networks of an experiment start from, if they start from one."""
+        found = self.experiments[experiment]
+        return self.networks[found.network].start or self.source_of(found.labels)
 
     def _origins(self, source: str) -> list[str]:
         """The sources that a source is made of."""
@@ -260,6 +284,8 @@ class Config(Section):
                     f"dataset.saliency: missing, but `{source.method}` (sources.{name}) needs it; set it to a folder "
                     "of saliency maps"
                 )
+        for name, network in self.networks.items():
+            self._named(f"networks.{name}.start", network.start, self.sources, "sources")
         self.in_order()
         for name, experiment in self.experiments.items():
             if experiment.labels not in [*self.labels, "truth"]:
@@ -354,6 +380,8 @@ class Config(Section):
         }
         found: object = sections[part]
         for key in keys:
-            if isinstance(found, Section) and key not in type(found).model_fields:
-                raise ValueError(f"{where}: no setting `{path}`{nearest(key, type(found).model_fields)}")
+            if isinstance(found, Section):
+                known = [name for name, field in type(found).model_fields.items() if not field.exclude]
+                if key not in known:
+                    raise ValueError(f"{where}: no setting `{path}`{nearest(key, known)}")
             found = getattr(found, key, None)

@@ -15,7 +15,7 @@ from results_for_tests import make_labels, make_manifest, make_run
 from beco.artifacts.files import read_json, write_json
 from beco.config import Comparison, Training, parse_yaml, validate_config
 from beco.errors import UserError
-from beco.evaluation.report.figures import setting_curve
+from beco.evaluation.report.figures import gains, setting_curve
 from beco.evaluation.tables.comparisons import comparison_table, note, printed, sections, setting, write_comparison
 from beco.evaluation.tables.tables import LabelSource, Results, Run, run_table
 
@@ -137,6 +137,7 @@ def test_sections_of_the_report(world: Any) -> None:
     assert second["title"] == "By labels" and not second["curve"] and "svg" in second["figure"]  # IoU near borders
     assert first["vary"] == [("training.mix.probability", "probability")] and not first["published"]
     assert [row["experiment"] for row in first["rows"]] == ["half", "beco"]
+    assert "beco − half" in first["gains"] and "single − " not in first["gains"]
 
 
 def test_a_curve_joins_only_what_has_one_recipe_and_one_label_source() -> None:
@@ -148,6 +149,22 @@ def test_a_curve_joins_only_what_has_one_recipe_and_one_label_source() -> None:
     assert [len(line) for line in drawn_lines(apart)] == [2] * 4 and [len(line) for line in drawn_lines(joined)] == [
         4
     ] * 2
+
+
+def test_gains_are_large_where_every_interval_is_on_one_side() -> None:
+    rows = pd.DataFrame(
+        {"experiment": ["a", "b", "c"], "over": [None, "a", "a"], "gain_miou": [float("nan"), 0.02, 0.02]}
+    )
+    ends = {"_low": -0.01, "_high": 0.05, "_pictures_low": 0.01, "_pictures_high": 0.03}
+    rows = rows.assign(**{f"gain_miou{end}": [float("nan"), value, value] for end, value in ends.items()})
+    assert gains(rows[:1]) is None
+    unsure = gains(rows)
+    rows.loc[2, "gain_miou_low"] = 0.005
+    sure = gains(rows)
+    assert unsure is not None and sure is not None and "b − a" in unsure and "c − a" in unsure
+    sizes = [{float(size) for size in re.findall(r"C [-\d.]+ ([\d.]+) ", svg)} for svg in (unsure, sure)]
+    assert max(sizes[1]) > max(sizes[0]), "the point that is sure is drawn larger"
+    assert "a − a" not in sure
 
 
 def drawn_lines(svg: str) -> list[list[str]]:

@@ -53,7 +53,9 @@ def runs_on(root: Path, recipe: str, scores: dict[str, float], seed: int = 0, st
     for labels, miou in scores.items():
         folder = root / recipe / labels / f"{seed}-{steps}"
         write_metrics(folder, miou, 0.5)
-        write_json(folder / "training.json", {"recipe": recipe, "settings": {"steps": steps}, "network": {}})
+        weights = labels if recipe == "beco" else "one file"
+        training = {"recipe": recipe, "settings": {"steps": steps}, "network": {}, "weights": weights}
+        write_json(folder / "training.json", training)
         runs.append(Run(f"{recipe}_{labels}", seed, labels, folder))
     return runs
 
@@ -82,8 +84,9 @@ def test_points_are_pseudo_labels_of_equal_trainings(tmp_path: Path) -> None:
     assert found.loc[("single", "miou"), "correlation"] == pytest.approx(slow)
     assert np.isnan(found.loc[("single", "pixel_accuracy"), "correlation"])  # the same for all
     assert found.loc[("single", "miou"), "labels"] == 4
+    assert found.loc[("single", "miou"), "starts"] == 1 and found.loc[("beco", "miou"), "starts"] == 4
     printed = (tmp_path / "tables" / "rank_correlations.md").read_text(encoding="utf-8")
-    assert "| beco | 4 | −1.00 (" in printed
+    assert "| beco | 4 | 4 | −1.00 (" in printed
 
 
 def test_too_few_labels_make_no_table(tmp_path: Path) -> None:

@@ -209,3 +209,37 @@ def test_the_file_of_texts_is_needed_where_something_is_made_of_it() -> None:
     assert "sources.clip.text" not in read(sources=sources).needed()
     config = read(sources=sources, labels={"crf": {"source": "clip"}})
     assert config.needed()["sources.clip.text"] == str(Path.home() / "t.safetensors")
+
+
+def test_all_networks_may_start_from_one_source() -> None:
+    """Else a comparison of labels is one of starting weights, too."""
+    sources = {"cam": {}, "other": {}, "third": {}}
+    labels = {**LABELS, "else": {"source": "other"}}
+    network = {"encoder": {"weights": "classifier"}}
+    experiments = {name: {"recipe": "single", "labels": name} for name in ("crf", "else", "truth")}
+    own = read(sources=sources, labels=labels, networks={"default": network}, experiments=experiments)
+    assert [own.start_of(name) for name in experiments] == ["cam", "other", "cam"]
+    assert own.used_sources() == ["cam", "other"]
+    network = {**network, "start": "third"}
+    one = read(sources=sources, labels=labels, networks={"default": network}, experiments=experiments)
+    assert [one.start_of(name) for name in experiments] == ["third"] * 3
+    assert one.used_sources() == ["cam", "other", "third"]
+    # a training is known by the content of the file, so that naming the same start anew makes nothing again
+    assert one.networks["default"].model_dump_json() == own.networks["default"].model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"start": "cam"}, "networks.default: start: only with encoder.weights: classifier; set that, or leave start"),
+        ({"start": "cma", "encoder": {"weights": "classifier"}}, "networks.default.start: no `cma` under sources; did"),
+    ],
+)
+def test_what_is_wrong_with_where_networks_start(network: dict[str, Any], said: str) -> None:
+    assert said in refusal(networks={"default": network})
+
+
+def test_where_networks_start_is_no_column() -> None:
+    network = {"start": "cam", "encoder": {"weights": "classifier"}}
+    table = {"experiments": ["one"], "vary": ["network.start"]}
+    assert "no setting `network.start`" in refusal(networks={"default": network}, comparisons={"x": table})

@@ -143,6 +143,9 @@ def test_another_source_is_made_beside_the_first(finished: Checkout) -> None:
     labels = "labels={theirs: {refine: none, source: other}}"
     planned = beside | {"evaluate_labels": 1, "tabulate": 1, "report": 1}
     assert finished.planned("--config", sources, labels) == planned
+    assert finished.planned("--config", "networks={default: {start: cam}}") == {}  # as they do by themselves
+    begun = finished.planned("--config", sources, "networks={default: {start: other}}")
+    assert begun["train_classifier"] == 1 and begun["train_segmenter"] == 2 and "make_labels" not in begun
     alone = "sources={cam: {cam: {flip: false}}}"
     expected = {key: count for key, count in FROM_CLASSIFIER.items() if key != "train_classifier"}
     assert finished.planned("--config", alone) == expected

@@ -111,7 +111,7 @@ def cams_of(wildcards):
 
 
 def classifier_of(wildcards):
-    """The network of the source that a recipe starts from."""
+    """The network of the source that a recipe's IRN starts from."""
     return classifier(CONFIG.source_of(wildcards.labels))
 
 
@@ -248,7 +248,7 @@ def starting_weights(wildcards):
     """Files that the networks of an experiment start from."""
     encoder = network_of(wildcards).encoder
     if encoder.weights == "classifier":
-        return [classifier_of(wildcards)]
+        return [classifier(CONFIG.start_of(wildcards.experiment))]
     return weights_file(encoder)
 
 
@@ -269,5 +269,5 @@ def label_and_weight_options(wildcards):
     if wildcards.labels != "truth":
         options += ["--labels", labels_file(wildcards.labels)]
     if network_of(wildcards).encoder.weights == "classifier":
-        options += ["--classifier", classifier_of(wildcards)]
+        options += ["--classifier", *starting_weights(wildcards)]
     return options

@@ -252,5 +252,40 @@ def setting_curve(rows: pd.DataFrame, name: str, of: str = "") -> str | None:
     return drawn(draw, 5.4, 3.6, f"Results by {name}{of}")
 
 
+def gains(rows: pd.DataFrame, of: str = "") -> str | None:
+    """Gain in mIoU of each experiment of a comparison over the first of its labels, with its intervals.
+
+    `rows` are those of `comparisons.comparison_table`. Thick: 95 % over pictures; thin, with ends: over seeds, where
+    there are several. Hollow: one network's gain, which has no average of two in it. A point is large if all intervals
+    that it has lie on one side of zero.
+    """
+    shown = rows.dropna(subset=["over"])
+    if shown.empty:
+        return None
+    height = 1.3 + 0.34 * len(shown)
+
+    def draw(figure: Figure, axis: Axes) -> None:
+        for place, row in enumerate(shown.to_dict("records")):
+            middle, *ends = (100 * row[f"gain_miou{end}"] for end in ("", "_low", "_high"))
+            pictures = [100 * row[f"gain_miou_pictures{end}"] for end in ("_low", "_high")]
+            known = [pair for pair in (ends, pictures) if not np.isnan(pair).any()]
+            sure = bool(known) and all(low > 0 or high < 0 for low, high in known)
+            colour = COLOURS[0] if middle > 0 else COLOURS[1]
+            axis.plot(pictures, [place] * 2, color=colour, linewidth=5, alpha=0.4, solid_capstyle="butt")
+            axis.plot(ends, [place] * 2, color=colour, linewidth=1.2, marker="|", markersize=8)
+            axis.plot([middle], [place], color=colour, marker="o", markersize=8 if sure else 4, linestyle="")
+            if (one := row.get("gain_miou_first")) is not None:
+                axis.plot(
+                    [100 * one], [place], color=colour, marker="D", markersize=5, markerfacecolor=PAPER, linestyle=""
+                )
+        axis.axvline(0, color=INK, linewidth=0.8)
+        axis.set_yticks(range(len(shown)), [f"{row.experiment} − {row.over}" for row in shown.itertuples()])
+        axis.set(xlabel="gain in mIoU (points)", ylim=(len(shown) - 0.5, -0.5))
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+
+    return drawn(draw, 7.2, height, f"Gains in mIoU{of}")
+
+
 def _shares(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [np.nan if row[key] is None else 100 * row[key] for row in rows]

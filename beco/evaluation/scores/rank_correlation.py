@@ -24,7 +24,7 @@ LEAST = 4
 """Pseudo-labels of a group, below which an order says nothing."""
 RESAMPLES = 2000
 SEED = 0
-COLUMNS = ["recipe", "experiments", "labels", "property", "correlation", "low", "high"]
+COLUMNS = ["recipe", "experiments", "labels", "starts", "property", "correlation", "low", "high"]
 
 
 def correlation_table(
@@ -33,38 +33,45 @@ def correlation_table(
     """One row per group of experiments and property of their labels; without a group, the header alone.
 
     `labels` is `label_tables.label_table`; its rows of the labels' first split count. `experiments` names the group's,
-    `labels` counts its pseudo-labels, `correlation` is Spearman's, from −1 to 1, empty where a property or the mIoU is
+    `labels` counts its pseudo-labels, `starts` the weights that the networks started from, of which more than one is a
+    second difference between them, `correlation` is Spearman's, from −1 to 1, empty where a property or the mIoU is
     the same everywhere or unknown, and `low` and `high` are its 95 % interval.
     """
     known = labels.drop_duplicates("labels").set_index("labels")
     rows = []
-    for names, recipe, points in _groups(runs):
-        points = points[points.index.isin(known.index)]
+    for names, recipe, group in _groups(runs):
+        group = group[group["labels"].isin(known.index)]
+        points = group.groupby("labels", sort=False)["miou"].mean()
         if len(points) < LEAST:
             continue
         for name in properties:
             found, low, high = correlated(known.loc[points.index, name].to_numpy(float), points.to_numpy(float))
-            rows.append((recipe, ";".join(names), len(points), name, found, low, high))
+            rows.append((recipe, ";".join(names), len(points), group["start"].nunique(), name, found, low, high))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _groups(runs: Iterable[Run]) -> list[tuple[list[str], str, pd.Series]]:
-    """Names of the experiments, their recipe, and the mIoU by labels, of those that differ in their labels alone."""
+def _groups(runs: Iterable[Run]) -> list[tuple[list[str], str, pd.DataFrame]]:
+    """Names of the experiments, their recipe, and a row (labels, start, miou) a run, of those that differ in their
+    labels alone, or in the weights that they start from.
+    """
     rows = []
     for run in runs:
         training = run.training()
         if "recipe" in training and run.labels != "truth":
-            miou = run.metrics()["miou"]
-            rows.append((_settings(training, run.metrics()), training["recipe"], run.experiment, run.labels, miou))
-    frame = pd.DataFrame(rows, columns=["settings", "recipe", "experiment", "labels", "miou"])
+            group = _settings(training, run.metrics())
+            rows.append(
+                (group, training["recipe"], run.experiment, run.labels, _start(training), run.metrics()["miou"])
+            )
+    frame = pd.DataFrame(rows, columns=["settings", "recipe", "experiment", "labels", "start", "miou"])
     return [
-        (
-            list(dict.fromkeys(group["experiment"])),
-            group["recipe"].iloc[0],
-            group.groupby("labels", sort=False)["miou"].mean(),
-        )
+        (list(dict.fromkeys(group["experiment"])), group["recipe"].iloc[0], group[["labels", "start", "miou"]])
         for _, group in frame.groupby("settings", sort=False)
     ]
+
+
+def _start(training: Mapping[str, Any]) -> str:
+    """What the encoder started from, by content where it was a file."""
+    return str(training.get("weights"))
 
 
 def _settings(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -108,7 +108,7 @@ def sections(
     label_sources: list[LabelSource],
     published: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The comparisons as the report shows them: title, rows with their numbers, the settings that vary, a figure."""
+    """The comparisons as the report shows them: title, rows with their numbers, the settings that vary, figures."""
     found = []
     for name, comparison in comparisons.items():
         frame = comparison_table(comparison, runs, label_sources, published)
@@ -120,6 +120,7 @@ def sections(
             figure = figures.setting_curve(ours.assign(line=_lines(ours, runs)), varied, f", {name}")
         else:
             figure = _near_borders(comparison, runs, name)
+        gains = figures.gains(ours, f", {name}")
         found.append(
             {
                 "name": name,
@@ -130,6 +131,7 @@ def sections(
                 "note": common_protocol(frame),
                 "curve": varied is not None,
                 "figure": Markup(figure) if figure else None,
+                "gains": Markup(gains) if gains else None,
             }
         )
     return found
