@@ -30,7 +30,8 @@ class Opinion(NamedTuple):
 @dataclass(frozen=True)
 class Supervision:
     """What a batch is trained on. `images` (B, 3, H, W) float; `label` (B, H, W) int64, 255 = no opinion; `reliable`
-    (B, H, W) bool; `band` (B, H, W) bool, the artificial boundaries; `pasted` (B, H, W) bool.
+    (B, H, W) bool; `band` (B, H, W) bool, the artificial boundaries; `pasted` (B, H, W) bool; `left_out` what the
+    function of that name says of online labels, where they were asked for.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class Supervision:
     reliable: Tensor
     band: Tensor
     pasted: Tensor
+    left_out: Tensor | None = None
 
 
 class Mixing(NamedTuple):
@@ -56,14 +58,33 @@ def partners(tensor: Tensor) -> Tensor:
     return tensor.roll(len(tensor) // 2, 0)
 
 
+def classes_in(label: Tensor, region: Tensor, classes: int) -> Tensor:
+    """The labels 0 … `classes` that each picture shows within a region.
+
+    `label` (B, H, W) int64, `region` (B, H, W) bool -> (B, classes + 1) bool. Pixels labelled 255 count for nothing.
+    """
+    seen = torch.where(region, label, VALUES - 1).flatten(1)
+    return torch.zeros(len(label), VALUES, device=label.device).scatter_(1, seen, 1.0)[:, : classes + 1] > 0
+
+
+def left_out(offline: Tensor, online: Opinion, classes: int) -> Tensor:
+    """Of the classes that pictures show by their offline labels, the share that no online label is trusted to be.
+
+    `offline` (B, H, W) int64 -> scalar float32; 0 where they show none. It takes no mask: a class that is left out is
+    learnt as something else wherever pictures are mixed, and never pasted.
+    """
+    shown = classes_in(offline, torch.ones_like(online.reliable), classes)[:, 1:]
+    trusted = classes_in(online.label, online.reliable, classes)[:, 1:]
+    return (shown & ~trusted).sum() / shown.sum().clamp(min=1)
+
+
 def choose_classes(label: Tensor, region: Tensor, classes: int, ignore_background: bool, draws: Tensor) -> Tensor:
     """Half of the classes, rounded up, that each picture shows within a region, drawn at random.
 
     `label` (B, H, W) int64, `region` (B, H, W) bool, `draws` (B, classes + 1) in [0, 1), the highest of which win
     -> (B, classes + 1) bool by label value. Pixels labelled 255 count for nothing.
     """
-    seen = torch.where(region, label, VALUES - 1).flatten(1)
-    present = torch.zeros(len(label), VALUES, device=label.device).scatter_(1, seen, 1.0)[:, : classes + 1] > 0
+    present = classes_in(label, region, classes)
     if ignore_background:
         present[:, 0] = False
     rank = draws.masked_fill(~present, -1.0).argsort(1, descending=True).argsort(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from dataclasses import replace as replace_in
@@ -28,6 +29,8 @@ from beco.training.engine import Output, Plan, fit
 from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import mixed_seed
 from beco.training.trainer import Compute, choose_device, describe
+
+log = logging.getLogger("beco")
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ def train(
         validator = Validator(networks, held_out, pictures, settings, compute, best, metadata)
         identity["validation"] = validator.pictures.table.to_csv()
     rule = settings.reliable_fraction, settings.crop, settings.reliable_threshold
+    task = recipes.make(recipe, networks, settings, len(pictures.classes))
     state = fit(
-        recipes.make(recipe, networks, settings, len(pictures.classes)),
+        task,
         LabelledPictures(pictures, reader, *rule, mean=mean_and_std(network.encoder)[0]),
         Plan(settings.schedule, settings.optimiser, seed),
         Output(output, identity, f"{recipe} seed {seed}", replace),
@@ -111,6 +115,8 @@ def train(
     )
     if not state.is_writer:
         return
+    if state.history and (words := task.warning(state.history[-1])):
+        log.warning("%s seed %d: %s", recipe, seed, words)
     if settings.choose == "best":
         with whole(output / "networks.safetensors") as temporary:
             shutil.copyfile(best, temporary)

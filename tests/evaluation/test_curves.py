@@ -42,6 +42,12 @@ def lines(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in found}
 
 
+def test_what_online_labels_leave_out_is_a_figure_of_its_own(tmp_path: Path, figure: list[Figure]) -> None:
+    runs = [run(tmp_path, "beco", share_left_out=[0.0, 0.5, 0.25]), run(tmp_path, "single", loss=[3.0, 2.0, 1.0])]
+    assert curves.share_curves(runs) is None and curves.left_out_curves(runs)
+    assert lines(figure[0], 0)["beco"] == ([1, 2, 3], [0, 50, 25])
+
+
 def test_trust_in_online_labels_beside_that_of_the_pseudo_labels(tmp_path: Path, figure: list[Figure]) -> None:
     nan = np.nan
     runs = [

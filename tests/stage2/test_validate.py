@@ -166,7 +166,9 @@ def wanted(chosen: Training) -> training.Wanted:
     return training.Wanted("beco", NETWORK, chosen)
 
 
-def test_watching_changes_nothing(pictures: manifests.Manifest, tmp_path: Path) -> None:
+def test_watching_changes_nothing(
+    pictures: manifests.Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def trained(name: str, **more: Any) -> tuple[dict[str, Tensor], pd.DataFrame]:
         chosen = settings(**more)
         folder, compute = tmp_path / name, Compute("cpu")
@@ -185,6 +187,8 @@ def test_watching_changes_nothing(pictures: manifests.Manifest, tmp_path: Path) 
     assert "online_right" not in plain[1]
     assert watched[1]["online_right"].notna().tolist() == [False, True, False, True]
     assert watched[1][["online_trusted", "online_right"]].dropna().stack().between(0, 1).all()
+    # networks this young are sure of nothing, which is told without masks
+    assert plain[1]["share_left_out"].iloc[-1] > 0.1 and "beco seed 0: online labels trust no pixel" in caplog.text
 
 
 @pytest.mark.parametrize("choose", ["last", "best"])

@@ -17,6 +17,8 @@ from beco.evaluation.tables.tables import Run, read_csv
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEFT_OUT = "share_left_out"
+
 
 def training_curves(runs: list[Run]) -> str | None:
     """Loss by epoch: a colour and dashes for each experiment, a thin line for each further seed."""
@@ -25,8 +27,16 @@ def training_curves(runs: list[Run]) -> str | None:
 
 
 def share_curves(runs: list[Run]) -> str | None:
-    """Every `share_…` column of the histories by epoch, one panel each."""
-    return _curves(runs, lambda name: name.startswith("share_"), {}, "Shares of pixels during training")
+    """Every `share_…` column of the histories by epoch, one panel each, but for that of `left_out_curves`."""
+    return _curves(
+        runs, lambda name: name.startswith("share_") and name != LEFT_OUT, {}, "Shares of pixels during training"
+    )
+
+
+def left_out_curves(runs: list[Run]) -> str | None:
+    """Of the classes that pictures show, the share that online labels leave out, by epoch."""
+    words = {LEFT_OUT: "classes left out (%)"}
+    return _curves(runs, lambda name: name == LEFT_OUT, words, "Classes that online labels leave out", 100)
 
 
 def online_curves(runs: list[Run], reliable: Mapping[str, Mapping[str, float | None]]) -> str | None:

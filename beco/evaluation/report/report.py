@@ -123,6 +123,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
         "scatter": figures.quality_scatter(recipes, run_table),
         "loss": curves.training_curves(shown),
         "shares": curves.share_curves(shown),
+        "left_out": curves.left_out_curves(shown),
         "online": curves.online_curves(shown, _reliable(label_sources, shown)),
         "classes": figures.class_bars(classes, experiments),
         "border": figures.border_errors(errors, {name: results[name] for name in experiments}),

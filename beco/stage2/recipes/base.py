@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ class Recipe(nn.Module, ABC):
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars of the whole batch that the losses of its parts are divided by, summed over all processes."""
         return {}
+
+    def warning(self, epoch: Mapping[str, float]) -> str:
+        """What the means of the last epoch's scalars should make one think of; empty if nothing."""
+        return ""
 
     @classmethod
     def online_steps(cls, settings: Training, steps: int) -> float:

@@ -5,20 +5,24 @@ Rong et al., Boundary-Enhanced Co-Training (CVPR 2023), sections 3.2 and 3.3, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from beco.config import Training
 from beco.datasets.manifest import IGNORE
-from beco.stage2.boundaries import Mixing, Opinion, Supervision, mix
+from beco.stage2.boundaries import Mixing, Opinion, Supervision, left_out, mix
 from beco.stage2.recipes.base import Piece, online_labels
 from beco.stage2.recipes.cotraining import CoTraining
 from beco.training.sampling import Draws
 
 NETWORKS = 2
 PAIRS = True
+
+FORGOTTEN = 0.1
+"""Share of classes left out by online labels at the end of a training, above which it says so."""
 
 
 class BoundaryEnhanced(CoTraining):
@@ -44,7 +48,18 @@ class BoundaryEnhanced(CoTraining):
             believed = given
             region = given.reliable if settings.labels == "offline_reliable" else given.label != IGNORE
         # colour by colour in memory, as pasting and colouring want it
-        return self._mix(images.contiguous(), given, believed, region, 0 if warm else settings.band_width, draws)
+        found = self._mix(images.contiguous(), given, believed, region, 0 if warm else settings.band_width, draws)
+        return found if believed is given else replace(found, left_out=left_out(given.label, believed, self.classes))
+
+    def losses(
+        self, logits: list[Tensor], target: Supervision, batch: dict[str, Tensor], step: int, steps: int
+    ) -> dict[str, Tensor]:
+        """Those of co-training, and with online labels the share of classes that these leave out (0 in the warm-up)."""
+        found = super().losses(logits, target, batch, step, steps)
+        if self.settings.mix.labels == "online":
+            none = torch.zeros_like(found["share_pasted"])
+            found["share_left_out"] = none if target.left_out is None else target.left_out
+        return found
 
     def _mix(
         self, images: Tensor, given: Opinion, believed: Opinion, region: Tensor, width: int, draws: Draws
@@ -60,6 +75,15 @@ class BoundaryEnhanced(CoTraining):
         logits = [network(images) for network in self.networks]
         self.networks.train()
         return online_labels(logits, self.settings.mix.online_threshold)
+
+    def warning(self, epoch: Mapping[str, float]) -> str:
+        share = epoch.get("share_left_out", 0.0)
+        if share <= FORGOTTEN:
+            return ""
+        return (
+            f"online labels trust no pixel of {share:.0%} of the classes that pictures show, which are forgotten so; "
+            "lengthen training.warmup, or set training.mix.labels: offline"
+        )
 
     def pieces(
         self, batch: dict[str, Tensor], target: Supervision, logits: list[Tensor], draws: Callable[[], Draws]
