@@ -50,11 +50,13 @@ def init(
         begin = stage.start(encoder, weights, here, True, from_scratch)
     stage.write(project, section, known, here, begin)
     typer.echo(
-        f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), {known.classes} classes"
+        f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), "
+        f"{known.classes} class{'es' if known.classes > 1 else ''}"
     )
     typer.echo(stage.starts_from(begin))
     for line in stage.before_next():
         typer.echo(line)
+    typer.echo(f"How long it takes here, tried in a few minutes:\n  {stage.plan_command(project)}")
     typer.echo(f"Next:\n  {stage.next_command(project)}")
     folder = project / "results" / stage.NAME
     typer.echo(f"Then the masks are in {folder}/crf/beco/seed0/predictions, the report is {folder}/report.html")

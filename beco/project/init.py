@@ -358,6 +358,11 @@ def next_command(project: Path) -> str:
     return shlex.join(words)
 
 
+def plan_command(project: Path) -> str:
+    """What tells how long `next_command` takes."""
+    return shlex.join(["beco", "plan", "--configfile", str(project / "config.yaml")])
+
+
 def before_next() -> list[str]:
     """What `next_command` needs and is not here, a line each with its fix."""
     missing = []

@@ -186,7 +186,8 @@ def test_init_starts_from_weights_where_a_package_ships_them(
     found = read_config(str(config), is_file=True)
     assert found.classifier.encoder == LIGHT.encoder and found.classifier.frozen_stages == 2
     assert found.networks["default"].encoder == Encoder(name="tf_efficientnet_lite0", weights="classifier")
-    assert "Starts from ImageNet weights of tf_efficientnet_lite0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Starts from ImageNet weights of tf_efficientnet_lite0" in said and "beco plan --configfile " in said
     status, said = checked(config, capsys)
     assert status == 0 and f"tf_efficientnet_lite0, {tmp_path / 'site'}" in said
 
