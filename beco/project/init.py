@@ -181,14 +181,15 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
     most = 40_000 if gpu else 6_000
     least = {"classifier": 400, "segmenters": 800} if begin.pretrained else {"classifier": 1_200, "segmenters": 1_500}
     passes = {"classifier": 20, "segmenters": 30}
-    if quick:  # a step takes about a second, and more of them were of no more use
-        least, passes = {"classifier": 100, "segmenters": 300}, {"classifier": 12, "segmenters": 15}
+    if quick:  # more steps of the classifier, of a second each, were of no more use; the others' encoder is frozen
+        least, passes = {"classifier": 100, "segmenters": 800}, {"classifier": 12, "segmenters": 40}
     return {
         "looked_at": looked_at,
         "fed": fed,
         "classifier_crop": classifier_crop,
         "crop": crop,
         "half_crop": half,
+        "frozen": quick,
         "batch": batch,
         "segmenter_batch": segmenter_batch,
         "accumulate": _accumulate(on, crop, segmenter_batch),

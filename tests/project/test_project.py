@@ -127,7 +127,8 @@ def test_known_cases() -> None:
     assert (shapes["classifier_steps"], shapes["steps"]) == (1200, 1500)
     light, on_gpu = (project.choose(PHOTOS, on, LIGHT) for on in (CPU, GPU))
     assert light["precision"] == "32"
-    assert (light["fed"], light["crop"], light["classifier_steps"], light["steps"]) == (320, 160, 300, 600)
+    assert (light["fed"], light["crop"], light["classifier_steps"], light["steps"]) == (320, 160, 300, 1600)
+    assert light["frozen"] and not on_gpu["frozen"] and not photos["frozen"]  # so many steps are of a frozen encoder
     assert (on_gpu["precision"], on_gpu["crop"]) == ("bf16", 384)
     assert photos["precision"] == "bf16"
     assert project.choose(PHOTOS, GPU, TRAINED)["fed"] == 512 and project.choose(PHOTOS, GPU, SCRATCH)["fed"] == 256

@@ -194,7 +194,7 @@ def test_a_network_of_a_method_that_is_gone(pictures: manifests.Manifest, tmp_pa
 
 def test_inputs_that_a_method_does_not_want_or_lacks(tmp_path: Path, own: Path) -> None:
     with pytest.raises(UserError, match="--labels: `cam` does not use it; leave it out"):
-        Inputs(labels=tmp_path).checked("cam", {})
+        Inputs(labels=tmp_path).checked("cam", {"pool": "auto"})
     (own / "localisers" / "peaks.py").write_text(TOY.replace("OPTIONS", 'INPUTS = ("start",)\nOPTIONS'))
     with pytest.raises(UserError, match=r"--start: `peaks` needs it; give the classifier\.safetensors"):
         Inputs().checked("peaks", {"weight": 0.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,11 +19,15 @@ from beco.datasets.saliency import Saliency
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.frozen import fix_statistics
+from beco.networks.tokens import PlainTransformer
 from beco.schema.stage1 import inputs_of
 from beco.stage1.merging import multi_scale_maps
 from beco.stage1.texts import Texts
 from beco.training.augment import ClassifierPictures, Normalise
 from beco.training.sampling import Draws
+
+SHARPNESS = 5.0
+"""Of the soft maximum of `Localiser.scored`."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,22 @@ class Localiser(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> logits (B, K)."""
-        return self.maps(images).mean((2, 3))
+        return self.scored(self.maps(images))
+
+    def scored(self, maps: Tensor) -> Tensor:
+        """Class maps (B, K, h, w) -> scores (B, K): the mean of each, or on plain transformers a soft maximum.
+
+        Every token of a plain transformer sees the whole picture, and with a mean any of them may speak for an object
+        elsewhere. A method's option `pool`, where it has one, may say otherwise. The soft maximum is
+        log(mean(exp(r · map))) / r with r = 5 (Pinheiro & Collobert, CVPR 2015).
+        """
+        pool = self.options.get("pool", "auto")
+        if pool == "auto":
+            pool = "lse" if isinstance(self.backbone, PlainTransformer) else "mean"
+        if pool == "lse":
+            cells = maps.shape[2] * maps.shape[3]
+            return ((SHARPNESS * maps.flatten(2)).logsumexp(2) - math.log(cells)) / SHARPNESS
+        return maps.amax((2, 3)) if pool == "max" else maps.mean((2, 3))
 
     @property
     def stride(self) -> int:

@@ -84,7 +84,7 @@ class Eps(Localiser):
         saliency, counted = _nearest(batch["saliency"], size), self.counted(batch, size)
         estimate = self.estimate(maps.softmax(1), batch["target"], saliency, counted)
         on_saliency = ((estimate - saliency) ** 2 * counted).sum() / batch["cells"]
-        on_classes = F.multilabel_soft_margin_loss(maps[:, :-1].mean((2, 3)), batch["target"])
+        on_classes = F.multilabel_soft_margin_loss(self.scored(maps[:, :-1]), batch["target"])
         loss = on_classes + self.options["saliency_weight"] * on_saliency
         return {"loss": loss, "loss_classes": on_classes.detach(), "loss_saliency": on_saliency.detach()}
 

@@ -73,7 +73,7 @@ class ReactivatedMaps(Localiser):
     ) -> dict[str, Tensor]:
         features = self.backbone(self.normalise(images))[-1]
         maps, target = self.head(features).float(), batch["target"]
-        first = F.multilabel_soft_margin_loss(maps.mean((2, 3)), target)
+        first = F.multilabel_soft_margin_loss(self.scored(maps), target)
         logits = self.second(pooled(features, maps)).float()
         wrong = -logits.log_softmax(2).diagonal(dim1=1, dim2=2)
         second = ((wrong * target).sum(1) / target.sum(1).clamp(min=1)).mean()

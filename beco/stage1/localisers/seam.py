@@ -102,7 +102,7 @@ class Seam(Localiser):
         """The parts of the loss by name, before their weights, the classifier's first. `size`: that of the second view,
         pixels.
         """
-        classes = [F.multilabel_soft_margin_loss(view.maps.mean((2, 3)), targets) for view in (one, two)]
+        classes = [F.multilabel_soft_margin_loss(self.scored(view.maps), targets) for view in (one, two)]
         maps = [spread(stretched(view.maps), size) * masks(targets) for view in (one, two)]
         refined = [view.refined for view in (one, two)]
         empty = [emptiness(spread(planes, size), targets) for planes in refined]
