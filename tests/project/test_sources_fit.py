@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from plans import config
+from small_networks import TINY
 
 from beco.config import Config
 from beco.project import check, sources
@@ -54,3 +55,19 @@ def test_the_look_before_the_first_job_says_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     groups = check.check(of(eps={"method": "eps"}, on={"method": "recam", "start": "eps"}), quick=True)
     assert [line for group in groups for line in group.problems if line.startswith("sources.on: start: `eps`")]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_networks_have_to_fit_the_classifier_that_they_start_from(named: bool) -> None:
+    """Whether it is that of their labels or one that is named for all."""
+    network = {"encoder": {**TINY, "weights": "classifier"}, "decoder_channels": 8, "atrous_rates": [1, 2]}
+    values: dict[str, Any] = {
+        "sources": {"cam": {}, "other": {"classifier": OTHER}},
+        "labels": {"crf": {"source": "cam" if named else "other"}},
+        "networks": {"default": {**network, "start": "other"} if named else network},
+        "experiments": {"single": {"recipe": "single", "labels": "crf"}},
+    }
+    (found,) = sources.misfits(config(**values))
+    assert found.startswith("networks.default.encoder: `other`: does not fit the encoder (") and "/" not in found
+    fitting = {"default": {**network, "encoder": {**OTHER["encoder"], "weights": "classifier"}, "start": "other"}}
+    assert sources.misfits(config(**{**values, "networks": fitting})) == []
