@@ -68,14 +68,15 @@ def classes_in(label: Tensor, region: Tensor, classes: int) -> Tensor:
 
 
 def left_out(offline: Tensor, online: Opinion, classes: int) -> Tensor:
-    """Of the classes that pictures show by their offline labels, the share that no online label is trusted to be.
+    """Of the classes that a picture shows by its offline labels, the share that no online label is trusted to be; the
+    mean over the pictures.
 
-    `offline` (B, H, W) int64 -> scalar float32; 0 where they show none. It takes no mask: a class that is left out is
-    learnt as something else wherever pictures are mixed, and never pasted.
+    `offline` (B, H, W) int64 -> scalar float32; a picture that shows none counts with 0. It takes no mask: a class that
+    is left out is learnt as something else wherever pictures are mixed, and never pasted.
     """
     shown = classes_in(offline, torch.ones_like(online.reliable), classes)[:, 1:]
     trusted = classes_in(online.label, online.reliable, classes)[:, 1:]
-    return (shown & ~trusted).sum() / shown.sum().clamp(min=1)
+    return ((shown & ~trusted).sum(1) / shown.sum(1).clamp(min=1)).mean()
 
 
 def choose_classes(label: Tensor, region: Tensor, classes: int, ignore_background: bool, draws: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _default(field: Any) -> str:
 def _flow(value: Any) -> str:
     """A value in YAML's flow style; of a section, what it sets."""
     if isinstance(value, Section):
-        value = value.model_dump(mode="json", exclude_defaults=True)
+        value = value.model_dump(mode="json", exclude_unset=True)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):

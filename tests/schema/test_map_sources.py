@@ -29,6 +29,7 @@ INPUTS = ("labels", "start")
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "localisers").mkdir()
     (tmp_path / "localisers" / "two.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "localisers" / "bare.py").write_text('"""A localiser without settings."""\n', encoding="utf-8")
     monkeypatch.setenv("BECO_METHODS", str(tmp_path))
     return tmp_path
 
@@ -90,7 +91,7 @@ def test_irn_of_two_sources_is_two() -> None:
 def test_options_are_complete_and_of_their_kind() -> None:
     config = read(sources={"a": {}, "b": {"method": "two", "options": {"weight": 1}, "start": "a", "labels": "crf"}})
     assert config.sources["b"].options == {"weight": 1.0, "rounds": 3, "rule": "mean"}
-    assert config.sources["a"].options == {}
+    assert config.sources["a"].options == {"pool": "auto"}
 
 
 TWO = {"method": "two", "start": "cam", "labels": "crf"}
@@ -104,7 +105,7 @@ TWO = {"method": "two", "start": "cam", "labels": "crf"}
         ({"b": {**TWO, "options": {"weight": 2}}}, "options.weight: input should be less than or equal to 1"),
         ({"b": {**TWO, "options": {"rounds": 1.5}}}, "options.rounds: input should be a valid integer"),
         ({"b": {**TWO, "options": {"rule": "sum"}}}, "options.rule: input should be 'mean' or 'max'"),
-        ({"b": {"options": {"x": 1}}}, "options.x: unknown key; `cam` has no options, so remove it"),
+        ({"b": {"method": "bare", "options": {"x": 1}}}, "options.x: unknown key; `bare` has no options, so remove it"),
         ({"b": {"method": "two", "start": "cam"}}, "labels: `two` needs it"),
         ({"b": {"labels": "crf"}}, "labels: `cam` does not use it; leave it out"),
         ({"b": {"method": "clip_es"}}, "text: `clip_es` needs it; write text: a file of `beco text-features`"),

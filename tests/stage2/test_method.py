@@ -201,7 +201,7 @@ def test_one_step_is_the_published_one(case: dict[str, Any], warm: bool) -> None
 def test_the_cases_hold_what_they_are_meant_to_hold() -> None:
     """Runs after the test above, in one process with it (`--dist loadfile`)."""
     if SEEN:  # chosen alone, there is nothing to look at
-        assert all(SEEN[key] >= 10 for key in SEEN), SEEN
+        assert all(SEEN[key] for key in SEEN), SEEN  # how often is up to chance: the band 4 to 41 times of 300
 
 
 def test_warm_up_by_hand() -> None:
