@@ -115,7 +115,7 @@ def slow_step(case: dict[str, Any], warm: bool) -> dict[str, Any]:
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    count, height, width = draw(st.sampled_from([2, 4, 6])), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    count, height, width = draw(st.sampled_from([2, 4, 6])), *(draw(st.sampled_from([5, 4, 3, 2, 1])) for _ in "yx")
     shape, colours = (count, height, width), draw(st.integers(1, 5))
     # few colours and labels in patches, so that some pictures show one class, some nothing, some everything
     values = draw(st.sampled_from([[0], [0, 255], [0, 1], [1, 2, 255], [0, 1, 2, 3, 255], [3]]))
@@ -130,7 +130,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "probability": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "online_threshold": draw(st.sampled_from([0.0, 0.5, 0.95])),
         "ignore_background": draw(st.booleans()),
-        "band_width": draw(st.integers(0, 2)),
+        "band_width": draw(st.sampled_from([1, 2, 1, 2, 0])),
         "band_weight": draw(st.sampled_from([0.0, 0.2, 1.0])),
         "band_weight_peer": draw(st.sampled_from([0.0, 0.5])),
         "peer_weight": draw(st.sampled_from([0.0, 1.0, 0.3])),
@@ -169,7 +169,7 @@ def drawn(case: dict[str, Any]) -> Draws:
 SEEN: Counter[str] = Counter()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=900, deadline=None)  # with 300 a run could hold fewer than ten bands, by chance
 @given(cases(), st.booleans())
 def test_one_step_is_the_published_one(case: dict[str, Any], warm: bool) -> None:
     numbers = drawn(case)
@@ -201,7 +201,7 @@ def test_one_step_is_the_published_one(case: dict[str, Any], warm: bool) -> None
 def test_the_cases_hold_what_they_are_meant_to_hold() -> None:
     """Runs after the test above, in one process with it (`--dist loadfile`)."""
     if SEEN:  # chosen alone, there is nothing to look at
-        assert all(SEEN[key] for key in SEEN), SEEN  # how often is up to chance: the band 4 to 41 times of 300
+        assert all(SEEN[key] >= 10 for key in SEEN), SEEN
 
 
 def test_warm_up_by_hand() -> None:

@@ -58,20 +58,14 @@ def _groups(runs: Iterable[Run]) -> list[tuple[list[str], str, pd.DataFrame]]:
     for run in runs:
         training = run.training()
         if "recipe" in training and run.labels != "truth":
-            group = _settings(training, run.metrics())
-            rows.append(
-                (group, training["recipe"], run.experiment, run.labels, _start(training), run.metrics()["miou"])
-            )
+            start, metrics = str(training.get("weights")), run.metrics()  # a file's by its content
+            group = _settings(training, metrics)
+            rows.append((group, training["recipe"], run.experiment, run.labels, start, metrics["miou"]))
     frame = pd.DataFrame(rows, columns=["settings", "recipe", "experiment", "labels", "start", "miou"])
     return [
         (list(dict.fromkeys(group["experiment"])), group["recipe"].iloc[0], group[["labels", "start", "miou"]])
         for _, group in frame.groupby("settings", sort=False)
     ]
-
-
-def _start(training: Mapping[str, Any]) -> str:
-    """What the encoder started from, by content where it was a file."""
-    return str(training.get("weights"))
 
 
 def _settings(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
