@@ -15,6 +15,8 @@ settings.load_profile("busy")  # how long an example takes says more of the mach
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; a pool of threads each would only fight
 
+pytest_plugins = ["own_pictures", "small_encoders", "trained_networks"]  # fixtures of several files
+
 ROOT = Path(__file__).parent.parent
 
 
