@@ -354,7 +354,7 @@ ELSEWHERE = [
     ("unknown and wrong keys of the configuration", "test_config.py"),
     ("HDF5 that is text, cut short, of a later version; a flipped bit at any place", "test_store.py"),
     ("checkpoints that are cut, foreign, of other settings, or hold code", "test_engine.py"),
-    ("weights that do not fit, hold code", "test_encoders.py"),
+    ("weights that do not fit, hold code", "test_weight_files.py"),
     ("pickles of other stage-one programs: code, arrays beyond their storage", "test_imports.py"),
     ("full disks, read-only results, kills", "test_kills.py, test_failures.py"),
 ]  # fmt: skip
