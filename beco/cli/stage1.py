@@ -153,7 +153,8 @@ def text_features(
     """Turn the names of classes into what the method clip_es compares pictures with; needs OpenCLIP."""
     from beco.stage1 import texts
 
-    texts.make(texts.named(classes), texts.words_of(words), template, tower, weights, output)
+    names = texts.named(classes)
+    texts.make(names, texts.words_of(words, names), template, tower, weights, output)
 
 
 @app.command()

@@ -120,7 +120,7 @@ def largest_training(config: Config, classes: int) -> int:
     for experiment in config.experiments.values():
         settings = experiment.training
         batch = settings.schedule.batch_size // settings.schedule.accumulate
-        spec = segmenter(config.networks[experiment.network], classes)
+        spec = segmenter(config.networks[experiment.network].alone, classes)
         many = RECIPES.fact(experiment.recipe, "NETWORKS")
         with suppress(UserError):
             most = max(most, training(spec, settings.crop.size, batch, settings.schedule, settings.optimiser, many))
@@ -165,7 +165,7 @@ def disk(config: Config, sums: Sums, classes: int) -> int:
     written = sum(len(one.seeds) * (1 + config.has_first(name)) for name, one in config.experiments.items())
     trained = [classifier(settings, classes) for settings in config.classifiers().values()]
     for experiment, _ in runs:
-        network = segmenter(config.networks[experiment.network], classes)
+        network = segmenter(config.networks[experiment.network].alone, classes)
         trained += [network] * (RECIPES.fact(experiment.recipe, "NETWORKS"))
     held = 0
     for spec in trained:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from beco.schema.base import Count, Fraction, Place, Section
+from beco.schema.base import Count, Fraction, Place, Positive, Section
 
 
 class Encoder(Section):
@@ -28,7 +28,7 @@ class Encoder(Section):
     mean: tuple[float, float, float] | None = Field(
         None, description="subtracted from RGB in [0, 1]; null: the model's own (ResNets: ImageNet's)"
     )
-    std: tuple[float, float, float] | None = Field(
+    std: tuple[Positive, Positive, Positive] | None = Field(
         None, description="divides after the mean is subtracted; null: the model's own"
     )
 

@@ -330,21 +330,33 @@ class Labels(Section):
     def _means_something(self) -> Labels:
         """Refuse what would be without effect; what is as by default may stand anywhere."""
         two, power = self.refine in ("crf", "irn"), self.background == "power"
+        number, rule = not isinstance(self.background, str), isinstance(self.background, str) and not power
+        scores = (
+            ("threshold", number, "a number as background"),
+            ("margin", rule, "otsu, otsu_pooled or li as background"),
+        )
         idle = {
+            "background": (not number or self.refine != "crf", "refine: none, irn or import, or as a rule (otsu, …)"),
+            **{
+                f"{of}_{kind}": (used and two, f"{by} with refine: crf or irn")
+                for of in ("foreground", "background")
+                for kind, used, by in scores
+            },
             "power": (power and self.refine in ("none", "irn"), "background: power with refine: none or irn"),
             "foreground_power": (power and two, "background: power with refine: crf or irn"),
             "background_power": (power and two, "background: power with refine: crf or irn"),
             "unary": (two, "refine: crf or irn"),
         }
         for key, (used, by) in idle.items():
-            if not used and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: without effect but for {by}; set that, or leave {key} out")
+            default = type(self).model_fields[key].default
+            if not used and getattr(self, key) != default:
+                raise ValueError(f"{key}: without effect but for {by}; set that, or leave {key} out (as {default})")
         if self.irn.cam_power != 1 and self.refine != "irn":
             raise ValueError("irn.cam_power: without effect but for refine: irn; set that, or leave it out")
         if self.unary == "scores" and self.background in ("otsu", "otsu_pooled", "li"):
             raise ValueError(
                 f"unary: scores needs the background's score beside the classes', and {self.background} takes it off "
-                "theirs; write background: power or a score, or unary: labels"
+                "theirs; write background: power, leave it out (two scores), or write unary: labels"
             )
         if self.unary == "scores" and self.crf.gt_prob != Crf.model_fields["gt_prob"].default:
             raise ValueError("crf.gt_prob: without effect with unary: scores, which believes no label; leave it out")

@@ -23,10 +23,8 @@ OF_LABELS = "cams.h5 classifier irn labels.h5 pairs.h5 quality scores.h5"
 class Started(Network):
     """A segmentation network, and whose classifier it starts from."""
 
-    # left out of what is dumped: a training is given the file, and its content is what the result is known by
     start: Name | None = Field(
         None,
-        exclude=True,
         description="a name under `sources`, from whose classifier it starts (weights: classifier), whatever it learns "
         "from: only so does a comparison of labels compare labels; null: that of the experiment's labels",
     )
@@ -36,6 +34,11 @@ class Started(Network):
         if self.start and self.encoder.weights != "classifier":
             raise ValueError("start: only with encoder.weights: classifier; set that, or leave start out")
         return self
+
+    @property
+    def alone(self) -> Network:
+        """What a training is told of it, beside the classifier's file, by whose content the result is known."""
+        return Network.model_validate(self.model_dump(exclude={"start"}))
 
 
 class Experiment(Section):
@@ -375,13 +378,11 @@ class Config(Section):
         part, *keys = path.split(".")
         sections: dict[str, Section | None] = {
             "training": experiment.training,
-            "network": self.networks[experiment.network],
+            "network": self.networks[experiment.network].alone,
             "labels": self.labels.get(experiment.labels),
         }
         found: object = sections[part]
         for key in keys:
-            if isinstance(found, Section):
-                known = [name for name, field in type(found).model_fields.items() if not field.exclude]
-                if key not in known:
-                    raise ValueError(f"{where}: no setting `{path}`{nearest(key, known)}")
+            if isinstance(found, Section) and key not in type(found).model_fields:
+                raise ValueError(f"{where}: no setting `{path}`{nearest(key, list(type(found).model_fields))}")
             found = getattr(found, key, None)

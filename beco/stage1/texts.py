@@ -21,7 +21,7 @@ from beco.artifacts.supervision import CAPTIONS
 from beco.config import Dataset, parse_yaml, read_config
 from beco.datasets import instances, shapes, voc
 from beco.datasets import manifest as manifests
-from beco.datasets.classes import clean
+from beco.datasets.classes import check_classes, clean
 from beco.datasets.sheet import read_sheet
 from beco.errors import UserError
 from beco.networks.joint import text_features
@@ -121,10 +121,7 @@ def named(classes: str) -> list[str]:
         return manifests.read(Path(classes), Path()).classes
     if classes.endswith((".yaml", ".yml", ".json")):
         return _of_dataset(read_config(classes, True).dataset)
-    names = [clean(name) for name in classes.split(",")]
-    if not all(names):
-        raise UserError(f"`{classes}`: a class without a name; give names parted by commas, or a file")
-    return names
+    return check_classes(classes.split(","), f"`{classes}`")
 
 
 def _of_dataset(dataset: Dataset) -> list[str]:
@@ -137,8 +134,11 @@ def _of_dataset(dataset: Dataset) -> list[str]:
     return list(voc.VOC_CLASSES if dataset.format == "voc" else shapes.CLASSES)
 
 
-def words_of(text: str | None) -> dict[str, list[str]]:
-    """What classes are called besides `WORDS`: a mapping, as YAML or a file of it, of names to a text or to several."""
+def words_of(text: str | None, classes: list[str]) -> dict[str, list[str]]:
+    """What `classes` are called besides `WORDS`: a mapping, as YAML or a file of it, of names to a text or to several.
+
+    UserError if it is none, or names what is no class.
+    """
     given = {name: [words] for name, words in WORDS.items()}
     if text is None:
         return given
@@ -153,6 +153,8 @@ def words_of(text: str | None) -> dict[str, list[str]]:
         several = words if isinstance(words, list) else [words]
         if not several or not all(isinstance(one, str) and one.strip() for one in several):
             raise UserError(f"--words: {name}: is no text; write what the class is called")
+        if clean(str(name)) not in classes:
+            raise UserError(f"--words: no class `{name}`{nearest(str(name), classes)}")
         given[clean(str(name))] = several
     return given
 

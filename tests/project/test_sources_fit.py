@@ -9,8 +9,8 @@ import pytest
 from plans import config
 from small_networks import TINY
 
-from beco.config import Config
-from beco.project import check, sources
+from beco.config import Config, validate_config
+from beco.project import check, preflight, sources
 
 OTHER = {"encoder": {"name": "resnet10t", "options": {"channels": [8, 16, 32, 48]}}}
 
@@ -71,3 +71,18 @@ def test_networks_have_to_fit_the_classifier_that_they_start_from(named: bool) -
     assert found.startswith("networks.default.encoder: `other`: does not fit the encoder (") and "/" not in found
     fitting = {"default": {**network, "encoder": {**OTHER["encoder"], "weights": "classifier"}, "start": "other"}}
     assert sources.misfits(config(**{**values, "networks": fitting})) == []
+
+
+def test_the_look_before_the_first_job_knows_where_networks_start() -> None:
+    """Labels of another encoder's source, which the networks would not fit, but do not start from."""
+    network = {"encoder": {**TINY, "weights": "classifier"}, "decoder_channels": 8, "atrous_rates": [1, 2]}
+    values: dict[str, Any] = {
+        "sources": {"cam": {}, "other": {"classifier": OTHER}},
+        "labels": {"crf": {"source": "other"}},
+        "experiments": {"single": {"recipe": "single", "labels": "crf"}},
+    }
+    own, one = (config(**values, networks={"default": network | start}) for start in ({}, {"start": "cam"}))
+    assert preflight._state(own, True) != preflight._state(one, True)
+    for given, fits in ((own, False), (one, True)):
+        told = validate_config(given.model_dump(mode="json"))
+        assert (not sources.misfits(told)) is fits

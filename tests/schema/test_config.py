@@ -153,6 +153,7 @@ def test_the_defaults_are_the_published_values() -> None:
         ("qqqq", 1, ["qqqq: unknown key", "known: results, dataset"]),
         ("training.mix.probability", 1.01, ["training.mix.probability", "less than or equal to 1", "1.01"]),
         ("training.mix.band_width", -1, ["training.mix.band_width", "greater than or equal to 0", "-1"]),
+        ("classifier.encoder.std", [0, 0.2, 0.2], ["classifier.encoder.std", "greater than 0"]),
         ("training.optimiser.lr", 0, ["training.optimiser.lr", "greater than 0"]),
         ("training.optimiser.lr", float("nan"), ["training.optimiser.lr", "nan"]),
         ("classifier.schedule.batch_size", 1, ["classifier.schedule.batch_size", "greater than or equal to 2"]),

@@ -226,7 +226,9 @@ def test_all_networks_may_start_from_one_source() -> None:
     assert [one.start_of(name) for name in experiments] == ["third"] * 3
     assert one.used_sources() == ["cam", "other", "third"]
     # a training is known by the content of the file, so that naming the same start anew makes nothing again
-    assert one.networks["default"].model_dump_json() == own.networks["default"].model_dump_json()
+    assert one.networks["default"].alone.model_dump_json() == own.networks["default"].alone.model_dump_json()
+    # what other processes are told of the whole configuration says where networks start, too
+    assert validate_config(one.model_dump(mode="json")).start_of("else") == "third"
 
 
 @pytest.mark.parametrize(

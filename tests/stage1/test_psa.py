@@ -97,7 +97,7 @@ def test_the_crf_starts_from_scores(seed: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
-@pytest.mark.parametrize("background", ["power", 0.3])
+@pytest.mark.parametrize("background", ["power", 0.15])
 def test_from_scores_it_is_pydensecrf_by_hand(backend: str, background: str | float) -> None:
     densecrf, utils = pytest.importorskip("pydensecrf.densecrf"), pytest.importorskip("pydensecrf.utils")
     recipe = Labels.model_validate({"background": background, "unary": "scores", "crf": {"backend": backend}})
@@ -130,7 +130,7 @@ def test_scores_have_their_own_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"foreground_power": 20.0}, {"background_power": 4.5}, {"unary": "scores"}, {"background": 0.3}]
+    "change", [{"foreground_power": 20.0}, {"background_power": 4.5}, {"unary": "scores"}, {"background": 0.15}]
 )
 def test_each_setting_changes_the_labels_of_the_crf(change: dict[str, Any]) -> None:
     recipe = {"background": "power", "crf": {"bilateral_sxy": 80, "bilateral_srgb": 13}}
@@ -197,6 +197,13 @@ def test_what_labels_are_known_by_is_what_it_was() -> None:
         ({"refine": "none", "background": "power", "background_power": 8}, "background_power: without effect but"),
         ({"background": "power", "foreground_power": 24}, "background_power must exceed foreground_power"),
         ({"background": "power", "foreground_power": 0}, "labels.crf.foreground_power"),
+        (
+            {"foreground_threshold": 0.4, "background": "otsu"},
+            "foreground_threshold: without effect but for a number as",
+        ),
+        ({"background_margin": 0.2}, "background_margin: without effect but for otsu, otsu_pooled or li as background"),
+        ({"background_margin": 0.2, "refine": "none"}, "background_margin: without effect but"),
+        ({"background": 0.4}, "background: without effect but for refine: none, irn or import"),
         ({"irn": {"cam_power": 1.3}}, "irn.cam_power: without effect but for refine: irn"),
         ({"refine": "import", "source": {"path": "x"}, "background": "power"}, "background: power is for our own"),
     ],

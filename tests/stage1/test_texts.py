@@ -95,14 +95,20 @@ def test_backgrounds_are_those_of_the_paper() -> None:
 
 
 def test_what_classes_are_called(tmp_path: Path) -> None:
-    assert texts.words_of(None)["person"] == ["person with clothes,people,human"]
-    given = texts.words_of("{person: human, cat: [cat, kitten]}")
+    known = ["cat", "chair", "cow", "person"]
+    assert texts.words_of(None, known)["person"] == ["person with clothes,people,human"]
+    given = texts.words_of("{person: human, cat: [cat, kitten]}", known)
     assert given["person"] == ["human"] and given["cat"] == ["cat", "kitten"] and given["chair"] == ["chair seat"]
     (tmp_path / "words.yaml").write_text("cow: cattle\n")
-    assert texts.words_of(str(tmp_path / "words.yaml"))["cow"] == ["cattle"]
-    for wrong, said in (("[a]", "no mapping"), ("{cat: 3}", "cat: is no text"), ("{cat: []}", "cat: is no text")):
+    assert texts.words_of(str(tmp_path / "words.yaml"), known)["cow"] == ["cattle"]
+    for wrong, said in (
+        ("[a]", "no mapping"),
+        ("{cat: 3}", "cat: is no text"),
+        ("{cat: []}", "cat: is no text"),
+        ("{catt: kitty}", "no class `catt`; did you mean `cat`"),
+    ):
         with pytest.raises(UserError, match=said):
-            texts.words_of(wrong)
+            texts.words_of(wrong, known)
 
 
 def test_classes_are_named_by_text_or_file(tmp_path: Path) -> None:
@@ -115,8 +121,9 @@ def test_classes_are_named_by_text_or_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"dataset: {{format: folder, root: gone, labels: {tmp_path}/l.csv}}\n{road}")
     (tmp_path / "l.csv").write_text("image,labels\na.jpg,dog;cat\n")
     assert texts.named(str(tmp_path / "c.yaml")) == ["cat", "dog"]
-    with pytest.raises(UserError, match="a class without a name"):
-        texts.named("cat,,dog")
+    for wrong, said in (("cat,,dog", "2 of 3 has no name"), ("cat,cat", "twice"), ("cat,background", "reserved")):
+        with pytest.raises(UserError, match=said):
+            texts.named(wrong)
 
 
 def test_texts_are_made_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

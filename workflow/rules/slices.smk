@@ -130,7 +130,7 @@ def experiment_of(wildcards):
 
 def network_of(wildcards):
     """The network settings of the experiment that a path belongs to."""
-    return CONFIG.networks[experiment_of(wildcards).network]
+    return CONFIG.networks[experiment_of(wildcards).network].alone
 
 
 def training_code(wildcards):
