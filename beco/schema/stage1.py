@@ -127,7 +127,8 @@ def options_of(method: str) -> type[Section]:
     that the file EXTENDS, and of what that one does, come first, unless it has its own.
     """
     fields: dict[str, Any] = {name: option.field() for name, option in _options(method).items()}
-    return create_model(f"Options of {method}", __base__=Section, **fields)
+    said = f"What is set of `{method}` alone; what it computes is told by its file."
+    return create_model(f"Options of {method}", __base__=Section, __doc__=said, **fields)
 
 
 def inputs_of(method: str, options: dict[str, Any], when: str = "INPUTS") -> tuple[str, ...]:
@@ -330,18 +331,10 @@ class Labels(Section):
     def _means_something(self) -> Labels:
         """Refuse what would be without effect; what is as by default may stand anywhere."""
         two, power = self.refine in ("crf", "irn"), self.background == "power"
-        number, rule = not isinstance(self.background, str), isinstance(self.background, str) and not power
-        scores = (
-            ("threshold", number, "a number as background"),
-            ("margin", rule, "otsu, otsu_pooled or li as background"),
-        )
+        number = not isinstance(self.background, str)
         idle = {
+            # thresholds and margins may stand beside a rule of the other kind, which a later layer has put there
             "background": (not number or self.refine != "crf", "refine: none, irn or import, or as a rule (otsu, …)"),
-            **{
-                f"{of}_{kind}": (used and two, f"{by} with refine: crf or irn")
-                for of in ("foreground", "background")
-                for kind, used, by in scores
-            },
             "power": (power and self.refine in ("none", "irn"), "background: power with refine: none or irn"),
             "foreground_power": (power and two, "background: power with refine: crf or irn"),
             "background_power": (power and two, "background: power with refine: crf or irn"),

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic_core import PydanticUndefined
 
 from beco.schema import Config, Section
+from beco.schema.stage1 import LOCALISERS, options_of
 
 MARK = "<!-- the keys -->"
 """Where `docs/reference.md` has the keys."""
@@ -22,7 +23,15 @@ def keys() -> str:
     places: dict[type[Section], list[str]] = {}
     for section, path in _sections(Config, ""):
         places.setdefault(section, []).append(path)
-    return "\n".join(_table(section, where, schema) for section, where in places.items())
+    tables = [_table(section, where, schema) for section, where in places.items()]
+    return "\n".join([*tables, *map(_options, LOCALISERS.files())])
+
+
+def _options(method: str) -> str:
+    """The table of what a localiser's file says of its own settings; none for one without any."""
+    model = options_of(method)
+    where = [f"sources.<name>.options, method: {method}"]
+    return _table(model, where, {"$defs": {model.__name__: model.model_json_schema()}}) if model.model_fields else ""
 
 
 def _sections(section: type[Section], path: str) -> Iterator[tuple[type[Section], str]]:

@@ -17,6 +17,7 @@ from conftest import BIN, ROOT
 
 from beco.cli import app
 from beco.schema import Config, Section
+from beco.schema.stage1 import LOCALISERS, options_of
 
 HOOKS = ROOT / "docs" / "hooks"
 PAGES = sorted(
@@ -88,7 +89,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_key_has_type_default_and_meaning() -> None:
     done = subprocess.run([sys.executable, str(HOOKS / "reference.py")], capture_output=True, text=True, check=True)
     tables = {part.split("\n")[0]: part for part in done.stdout.split("## ")[1:]}
-    for section in set(sections(Config)):
+    own = {one for one in map(options_of, LOCALISERS.files()) if one.model_fields}
+    assert len(own) > 5 and "Options of rib" in tables
+    for section in {*sections(Config), *own}:
         table = tables["The file" if section is Config else section.__name__]
         cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
         assert [row[0].strip(" `") for row in cells] == list(section.model_fields)

@@ -121,7 +121,7 @@ def test_classes_are_named_by_text_or_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"dataset: {{format: folder, root: gone, labels: {tmp_path}/l.csv}}\n{road}")
     (tmp_path / "l.csv").write_text("image,labels\na.jpg,dog;cat\n")
     assert texts.named(str(tmp_path / "c.yaml")) == ["cat", "dog"]
-    for wrong, said in (("cat,,dog", "2 of 3 has no name"), ("cat,cat", "twice"), ("cat,background", "reserved")):
+    for wrong, said in (("cat,,dog", "2 of 3 has no name"), ("cat,cat", "twice"), ("cat,background", "label 0")):
         with pytest.raises(UserError, match=said):
             texts.named(wrong)
 
@@ -134,7 +134,7 @@ def test_texts_are_made_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return F.normalize(torch.randn(len(prompts), 8), dim=1), 100.0
 
     monkeypatch.setattr(texts, "text_features", features)
-    words, path = texts.words_of("{cat: [cat, kitten]}"), tmp_path / "texts.safetensors"
+    words, path = texts.words_of("{cat: [cat, kitten]}", ["cat", "tvmonitor"]), tmp_path / "texts.safetensors"
     texts.make(["cat", "tvmonitor"], words, "a photo of {}.", "tower", tmp_path, path)
     assert asked[:2] == [["a photo of cat.", "a photo of kitten."], ["a photo of tvmonitor screen."]]
     assert len(asked) == 27 and asked[2] == ["a photo of ground."]
