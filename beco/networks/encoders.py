@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from beco.artifacts.files import file_hash, unreadable, whole
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.networks import tokens
+from beco.networks import authors, tokens
 from beco.networks.packages import package_of, weights_file
 from beco.networks.weights import (
     as_present,
@@ -328,8 +328,9 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_weights(backbone, state, str(classifier))
     elif (file := weights_file(encoder)) is not None:
-        state = tokens.in_timms_names(read_weights(file), backbone)
-        load_weights(getattr(backbone, "body", backbone), state, str(file))
+        body = getattr(backbone, "body", backbone)
+        state = authors.in_timms_names(read_weights(file), encoder, body, str(file))
+        load_weights(body, state, str(file), droppable=body is backbone)
 
 
 def weights_hash(encoder: Encoder) -> str | None:
