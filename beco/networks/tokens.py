@@ -6,7 +6,6 @@ that begin at the picture's corner, as those of a convolutional network have.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import timm
@@ -101,15 +100,3 @@ def transformer(encoder: Encoder) -> nn.Module | None:
     if timm.models.is_model_in_modules(encoder.name, PLAIN):
         return PlainTransformer(encoder)
     return WindowTransformer(encoder) if timm.models.is_model_in_modules(encoder.name, WINDOWS) else None
-
-
-def in_timms_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a weights file in the names and shapes of timm's model, if they are in those of its authors.
-
-    By the library's own filter for a plain transformer: it knows the files of DINOv2 and v3, OpenAI's and OpenCLIP's
-    towers and EVA, and resamples position embeddings and patches of another size. Of others they are left as they are.
-    """
-    if not isinstance(backbone, PlainTransformer):
-        return state
-    change = getattr(sys.modules[type(backbone.body).__module__], "checkpoint_filter_fn", None)
-    return change(dict(state), backbone.body) if change else state

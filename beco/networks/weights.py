@@ -182,12 +182,12 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
 # --- into a backbone ----------------------------------------------------------------------------------------
 
 
-def load_weights(backbone: nn.Module, state: State, source: str) -> None:
+def load_weights(backbone: nn.Module, state: State, source: str, droppable: bool = True) -> None:
     """Load `state` whole, in place: every parameter and statistic of the backbone must be there, with its shape.
 
     Names may carry wrappers, lack timm's dots, or be those of other programs (see `beco.networks.names`);
     classification heads are passed over. `source` names the file in the UserError if anything is missing, too many or
-    of another shape.
+    of another shape; `droppable` says whether it may propose encoder.drop, which a transformer has no use for.
     """
     own = backbone.state_dict()
     state = in_timms_names(state, backbone)
@@ -206,9 +206,10 @@ def load_weights(backbone: nn.Module, state: State, source: str) -> None:
         else:
             chosen[key] = value
     if missing:
+        drop = ", or name the absent blocks in encoder.drop" if droppable else ""
         raise UserError(
             f"{source}: lacks {len(missing)} tensors of the encoder, such as {missing[0]}; choose the encoder that it "
-            "was made for, or name the absent blocks in encoder.drop"
+            f"was made for{drop}"
         )
     if misfit:
         raise UserError(f"{source}: does not fit the encoder ({misfit[0]}); check encoder.name and encoder.options")
@@ -217,7 +218,7 @@ def load_weights(backbone: nn.Module, state: State, source: str) -> None:
     if surplus:
         raise UserError(
             f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {one_line(surplus[0])}; "
-            "check encoder.name and encoder.drop"
+            f"check encoder.name and encoder.{'drop' if droppable else 'options'}"
         )
     backbone.load_state_dict(as_present(chosen, own, source))
 

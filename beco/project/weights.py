@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import scan_cache_dir
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound
 
+from beco.errors import UserError
 from beco.networks.packages import PACKAGES, shipped
 
 REPOSITORY = re.compile(r"(?:timm/(?P<timm>[^/]+)|smp-hub/(?P<mit>mit_b\d)\.imagenet)")
@@ -51,6 +53,8 @@ def _downloaded() -> Iterator[Found]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return
+    except ValueError as error:  # a file where the folder should be
+        raise UserError(f"HF_HUB_CACHE: {HF_HUB_CACHE} is no folder; set it to one, or leave it out") from error
     for repository in repositories:
         match = REPOSITORY.fullmatch(repository.repo_id)
         files = [file for one in repository.revisions for file in one.files if file.file_name in TENSORS]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.networks import encoders
+from beco.networks import downloads, encoders
 from beco.stage1 import localisers
 from beco.stage1 import train as classifier
 
@@ -193,6 +193,7 @@ def test_no_network_no_imagenet(monkeypatch: pytest.MonkeyPatch, name: str, file
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto host")
 
+    monkeypatch.setattr(downloads, "unreachable", lambda _: None)
     monkeypatch.setattr(timm, "create_model", offline)
     monkeypatch.setattr(smp.encoders, "hf_hub_download", offline)
     options = MIT if name == "mit_b2" else {}

