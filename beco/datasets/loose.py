@@ -16,7 +16,7 @@ import pandas as pd
 
 from beco.artifacts.firstbytes import begins_as_picture
 from beco.artifacts.ordered import in_order
-from beco.artifacts.text import breaks_lines
+from beco.artifacts.text import breaks_lines, readable
 from beco.datasets.manifest import Manifest, read_picture
 from beco.datasets.palette import opened, upright_size
 from beco.datasets.paths import SUFFIXES, composed, too_long
@@ -129,8 +129,9 @@ def measure(pictures: Sequence[Loose], classes: list[str], threads: int, whole: 
 
 def _measured(whole: bool, one: Loose) -> tuple[int, int] | str:
     """(height, width) of a picture as it is shown, or what is wrong with it."""
-    if breaks_lines(str(one.path)):
-        return f"{str(one.path)!a}: holds characters that no text has; rename the file"
+    for name in (str(one.path), one.name):
+        if breaks_lines(name):
+            return f"{readable(name)}: holds characters that no text has; rename it"
     for part in one.name.split("/"):
         if problem := too_long(part, str(one.path)):
             return problem

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from beco.artifacts.files import file_hash, read_json, write_csv
+from beco.artifacts.text import readable
 from beco.config import Prediction
 from beco.datasets.loose import Bad, Loose, find, measure
 from beco.datasets.manifest import MOST_LINES, Manifest, refuse
@@ -168,7 +169,8 @@ def _shares(lines: dict[str, journal.Line], classes: list[str]) -> pd.DataFrame:
 def _tell(output: Path, found: list[Loose], bad: Bad) -> None:
     """Say what came of it, and list the pictures that cannot be read, in a file and here."""
     if bad:
-        write_csv(pd.DataFrame(sorted(bad.items()), columns=["image", "reason"]), output / SKIPPED)
+        listed = sorted((readable(name), reason) for name, reason in bad.items())
+        write_csv(pd.DataFrame(listed, columns=["image", "reason"]), output / SKIPPED)
         for reason in list(bad.values())[:MOST_LINES]:
             log.warning("left out: %s", reason)
     else:

@@ -163,6 +163,33 @@ def test_bad_pictures_are_left_out_and_listed(net: Path, pictures: Path, tmp_pat
     assert "none of 1 pictures could be read" in predict(net, tmp_path / "only", "-o", tmp_path / "none", status=1)
 
 
+def test_names_that_are_no_text_are_listed_readably(net: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copy(pictures / "a.jpg", os.fsdecode(os.fsencode(pictures) + b"/raw\xe9.jpg"))
+    shutil.copy(pictures / "a.jpg", pictures / "two\nlines.jpg")
+    for _ in range(2):
+        assert "2 pictures cannot be read" in predict(net, pictures, "-o", tmp_path / "out")
+        table = pd.read_csv(tmp_path / "out" / "skipped.csv")
+        assert table["image"].tolist() == [r"raw\xe9.jpg", r"two\nlines.jpg"]
+        reason = f"{pictures}/raw\\xe9.jpg: holds characters that no text has; rename it"
+        assert table["reason"][0] == reason
+        assert set(label_maps(tmp_path / "out")) == {f"{name}.png" for name in SIZES}
+
+
+def test_a_folder_whose_name_is_no_text(
+    net: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/K\xe4se"))
+    pictures.rename(odd)
+    assert r"K\xe4se/a.jpg: holds characters" in predict(net, odd, "-o", tmp_path / "none", status=1)
+    monkeypatch.chdir(odd)
+    for kept in ("", f"{len(SIZES)} pictures are there and kept"):
+        assert kept in predict(net, ".", "-o", tmp_path / "out")
+    (tmp_path / "more").mkdir()
+    shutil.copy("a.jpg", tmp_path / "more")
+    predict(net, ".", tmp_path / "more", "-o", tmp_path / "several")  # names begin with the folder's
+    assert set(label_maps(tmp_path / "several")) == {"more/a.png"}
+
+
 def test_unusual_pictures_are_read_as_elsewhere(net: Path, tmp_path: Path) -> None:
     folder, colours = tmp_path / "unusual", noise((24, 40), 5)
     folder.mkdir()
