@@ -35,6 +35,11 @@ class Loose:
     """Path relative to the folder that was given, with `/`; of a file that was given, its name."""
 
     @property
+    def place(self) -> Path:
+        """What is the same of two spellings of a path; links to one file are two."""
+        return self.path.parent.resolve() / self.path.name
+
+    @property
     def image_id(self) -> str:
         """What files are named after: the name without its suffix, folders kept."""
         return os.path.splitext(self.name)[0]  # noqa: PTH122  (a Path would lose "./" and such)
@@ -52,9 +57,11 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
         if given.is_dir():
             before = f"{given.resolve().name}/" if len(inputs) > 1 else ""
             for path in _walk(given, output.resolve(), marks):
-                found.setdefault(_place(path), Loose(path, before + path.relative_to(given).as_posix()))
+                one = Loose(path, before + path.relative_to(given).as_posix())
+                found.setdefault(one.place, one)
         elif given.exists() or given.is_symlink():
-            found.setdefault(_place(given), Loose(given, given.name))
+            one = Loose(given, given.name)
+            found.setdefault(one.place, one)
         else:
             raise UserError(f"{given}: no such picture or folder; check the path")
     if not found:
@@ -63,11 +70,6 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
     pictures = sorted(found.values(), key=lambda one: one.name)
     _refuse_shared(pictures)
     return pictures
-
-
-def _place(path: Path) -> Path:
-    """What is the same of two spellings of a path; links to one file are two."""
-    return path.parent.resolve() / path.name
 
 
 def _walk(folder: Path, output: Path, marks: Collection[str]) -> Iterator[Path]:
