@@ -27,7 +27,7 @@ from beco.stage2 import journal
 from beco.stage2.outputs import Counts, More, Outputs
 from beco.stage2.predict import chosen_networks, predict_all
 from beco.stage2.train import Trained
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 log = logging.getLogger("beco")
 
@@ -95,7 +95,7 @@ def predict(
     can be read.
     """
     torch.set_num_threads(compute.threads)
-    chosen = chosen_networks(trained, settings, choose_device(compute.device))
+    chosen = chosen_networks(trained, settings, compute.chosen)
     found = find(inputs, output, (journal.NAME,))
     manifest, bad = measure(found, trained.classes, compute.threads, choices.refuse_bad)
     if choices.refuse_bad:

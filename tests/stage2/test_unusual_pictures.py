@@ -99,7 +99,11 @@ def test_a_label_map_where_a_folder_is_to_be(net: Path, pictures: Path, tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nothing_is_begun_without_the_device(net: Path, pictures: Path, tmp_path: Path) -> None:
     status, said = run(["predict", str(net), str(pictures), "-o", str(tmp_path / "out"), "--device", "cuda"])
-    assert status == 1 and "torch sees no GPU" in said and not (tmp_path / "out").exists()
+    assert (
+        status == 1
+        and "beco: --device: cuda asked for, but torch sees no GPU" in said
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_inputs_that_are_not_there(net: Path, pictures: Path, tmp_path: Path) -> None:
@@ -233,6 +237,23 @@ def test_what_python_is_given_is_a_picture(net: Path, tmp_path: Path) -> None:
         beco.load(net, "cpu", {"flop": True})
     with pytest.raises(UserError, match="no such file"):
         beco.load(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"^device: no device `gpu`; known: auto, cpu, cuda"):
+        beco.load(net, device="gpu")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_pillow_has_opened(net: Path, pictures: Path, tmp_path: Path) -> None:
+    loaded = beco.load(net, "cpu")
+    with Image.open(pictures / "a.jpg") as opened:
+        alike = np.asarray(opened)
+    assert not alike.flags.writeable and (loaded.predict(alike) == loaded.predict(pictures / "a.jpg")).all()
+    (tmp_path / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:-200])
+    for closed in (False, True):
+        with Image.open(tmp_path / "cut.jpg" if not closed else pictures / "a.jpg") as opened:
+            if closed:
+                opened.close()
+            with pytest.raises(UserError, match=r"\.jpg: cannot be decoded \(.+\); copy it again"):
+                loaded.predict(opened)
 
 
 def test_pictures_beyond_the_memory_are_left_out(
