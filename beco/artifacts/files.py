@@ -260,9 +260,9 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
-    """Write a table without its index, atomically."""
+    """Write a table without its index, atomically; names of files that are no UTF-8 in it are escaped."""
     with whole(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        frame.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path | str, mend: str = "") -> Any:

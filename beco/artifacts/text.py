@@ -56,4 +56,19 @@ def breaks_lines(text: str) -> bool:
     """Whether a name holds line breaks, other control characters, or halves of characters: no file may be named so."""
     if text.isprintable():  # which is quick; it says no to unusual spaces, too
         return False
-    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+    return any(map(_breaks, text))
+
+
+def readable(name: str | Path) -> str:
+    """A name as one line of text, for messages and tables: what breaks lines and what is no UTF-8 as `\\x…`."""
+    return "".join(_escaped(letter) if _breaks(letter) else letter for letter in str(name))
+
+
+def _breaks(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # so Python keeps a byte that is no text
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")

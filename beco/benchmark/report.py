@@ -19,7 +19,7 @@ from beco.benchmark import crfs, pictures, presets, stages, stores, training
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.errors import UserError
-from beco.training.trainer import Compute, choose_device, describe
+from beco.training.trainer import Compute, describe
 
 PARTS = ("training", "stages", "stores", "crf")
 ROUNDS = {"demo": 15, "paper": 1}
@@ -53,7 +53,7 @@ def run(what: str, options: Options, compute: Compute, output: Path | None) -> d
     if compute.devices * compute.nodes != 1:
         raise UserError("--devices: one device is measured; leave it out")
     torch.set_num_threads(compute.threads)
-    device = choose_device(compute.device)
+    device = compute.chosen
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     result: dict[str, Any] = {
         "device": describe(device),

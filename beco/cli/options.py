@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Commands(typer.Typer):
-    """Commands whose paths may begin with `~`, and which do not write over what they read.
+    """Commands whose paths may begin with `~`, and which write over nothing that they read, or that is not theirs.
 
     The shell leaves `~` as it is within quotes and behind `=`.
     """
@@ -38,9 +38,10 @@ def _also(register: Callable[[Any], Any], guarded: bool) -> Callable[[Function],
         def run(**given: Any) -> Any:
             values = {name: _full(value) for name, value in given.items()}
             if guarded:
-                from beco.cli import overwriting
+                from beco.cli import overwriting, replacing
 
                 overwriting.refuse(function.__name__, values)
+                replacing.refuse(function.__name__, values)
             return function(**values)
 
         register(run)

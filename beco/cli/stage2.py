@@ -80,7 +80,9 @@ def predict(
     batch: Annotated[int | None, typer.Option(min=1, help="pictures processed together")] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="drop predictions of other networks or settings")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="drop predictions of other networks, settings or pictures")
+    ] = False,
 ) -> None:
     """Label pictures of your own with a trained network: a palette PNG each, and a table of shares.
 

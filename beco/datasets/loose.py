@@ -16,7 +16,7 @@ import pandas as pd
 
 from beco.artifacts.firstbytes import begins_as_picture
 from beco.artifacts.ordered import in_order
-from beco.artifacts.text import breaks_lines
+from beco.artifacts.text import breaks_lines, readable
 from beco.datasets.manifest import Manifest, read_picture
 from beco.datasets.palette import opened, upright_size
 from beco.datasets.paths import SUFFIXES, composed, too_long
@@ -33,6 +33,11 @@ class Loose:
     path: Path
     name: str
     """Path relative to the folder that was given, with `/`; of a file that was given, its name."""
+
+    @property
+    def place(self) -> Path:
+        """What is the same of two spellings of a path; links to one file are two."""
+        return self.path.parent.resolve() / self.path.name
 
     @property
     def image_id(self) -> str:
@@ -52,9 +57,11 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
         if given.is_dir():
             before = f"{given.resolve().name}/" if len(inputs) > 1 else ""
             for path in _walk(given, output.resolve(), marks):
-                found.setdefault(_place(path), Loose(path, before + path.relative_to(given).as_posix()))
+                one = Loose(path, before + path.relative_to(given).as_posix())
+                found.setdefault(one.place, one)
         elif given.exists() or given.is_symlink():
-            found.setdefault(_place(given), Loose(given, given.name))
+            one = Loose(given, given.name)
+            found.setdefault(one.place, one)
         else:
             raise UserError(f"{given}: no such picture or folder; check the path")
     if not found:
@@ -63,11 +70,6 @@ def find(inputs: Sequence[Path], output: Path, marks: Collection[str]) -> list[L
     pictures = sorted(found.values(), key=lambda one: one.name)
     _refuse_shared(pictures)
     return pictures
-
-
-def _place(path: Path) -> Path:
-    """What is the same of two spellings of a path; links to one file are two."""
-    return path.parent.resolve() / path.name
 
 
 def _walk(folder: Path, output: Path, marks: Collection[str]) -> Iterator[Path]:
@@ -129,8 +131,9 @@ def measure(pictures: Sequence[Loose], classes: list[str], threads: int, whole: 
 
 def _measured(whole: bool, one: Loose) -> tuple[int, int] | str:
     """(height, width) of a picture as it is shown, or what is wrong with it."""
-    if breaks_lines(str(one.path)):
-        return f"{str(one.path)!a}: holds characters that no text has; rename the file"
+    for name in (str(one.path), one.name):
+        if breaks_lines(name):
+            return f"{readable(name)}: holds characters that no text has; rename it"
     for part in one.name.split("/"):
         if problem := too_long(part, str(one.path)):
             return problem

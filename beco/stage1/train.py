@@ -29,7 +29,7 @@ from beco.training.colour import StrongColour
 from beco.training.engine import Output, Plan, fit
 from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import Draws, mixed_seed
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 log = logging.getLogger("beco")
 
@@ -168,7 +168,7 @@ def evaluate(network: Localiser, manifest: Manifest, settings: Settings, compute
 
     A class without a positive has none (None) and is left out of the mean, which is None where no class has one.
     """
-    device = choose_device(compute.device)
+    device = compute.chosen
     network = network.eval().to(device).to(memory_format=layout(device))
     logits: dict[str, Tensor] = {}
     for ids, images in size_batches(manifest, manifest.ids, settings.resize, 16, "classifier mAP"):

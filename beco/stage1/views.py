@@ -15,7 +15,7 @@ from beco.stage1.localisers.base import Inputs
 from beco.stage1.maps import CELLS
 from beco.stage1.train import load
 from beco.training.batches import layout, size_batches
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 
 def infer(
@@ -33,7 +33,7 @@ def infer(
     label values (1…K); h, w are the picture's size after `settings.resize`.
     """
     torch.set_num_threads(compute.threads)
-    device = choose_device(compute.device)
+    device = compute.chosen
     network, classes = load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=layout(device))
     given = (inputs or Inputs()).checked(network.method, network.options, "MAP_INPUTS")

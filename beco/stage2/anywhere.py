@@ -7,7 +7,7 @@ noted once its files are there (`beco.stage2.journal`), and a picture that was n
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,20 +17,22 @@ import pandas as pd
 import torch
 
 from beco.artifacts.files import file_hash, read_json, write_csv
+from beco.artifacts.text import readable
 from beco.config import Prediction
 from beco.datasets.loose import Bad, Loose, find, measure
 from beco.datasets.manifest import MOST_LINES, Manifest, refuse
+from beco.datasets.palette import voc_palette
 from beco.errors import UserError
 from beco.stage2 import journal
 from beco.stage2.outputs import Counts, More, Outputs
 from beco.stage2.predict import chosen_networks, predict_all
 from beco.stage2.train import Trained
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 log = logging.getLogger("beco")
 
 NETWORKS = "networks.safetensors"
-SHARES, SKIPPED = "shares.csv", "skipped.csv"
+SHARES, SKIPPED, LEGEND = "shares.csv", "skipped.csv", "legend.csv"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Choices:
     refuse_bad: bool = False
     """Stop before anything is written if a picture cannot be read; otherwise it is left out and told."""
     replace: bool = False
-    """Drop what other networks or settings have left in the output."""
+    """Drop what other networks or settings, or pictures of the same names, have left in the output."""
 
 
 def networks_file(path: Path) -> Path:
@@ -87,46 +89,64 @@ def predict(
 ) -> None:
     """Write a palette PNG per picture of `inputs`, folders or files, into `output`, named as the picture.
 
-    `trained` is what the file `networks` holds. Beside them come `shares.csv`, each class's share of each picture;
-    `skipped.csv`, if pictures cannot be read; and what `choices.more` asks for. Raises `UserError` as `loose.find` and
-    `Journal` do, if pictures are bad and `choices.refuse_bad`, and if none can be read.
+    `trained` is what the file `networks` holds. Beside them come `shares.csv`, each class's share of each label map
+    that is there; `legend.csv`, the colours; `skipped.csv`, if pictures cannot be read; and what `choices.more` asks
+    for. Raises `UserError` as `loose.find` and `Journal` do, if pictures are bad and `choices.refuse_bad`, and if none
+    can be read.
     """
     torch.set_num_threads(compute.threads)
-    chosen = chosen_networks(trained, settings, choose_device(compute.device))
+    chosen = chosen_networks(trained, settings, compute.chosen)
     found = find(inputs, output, (journal.NAME,))
     manifest, bad = measure(found, trained.classes, compute.threads, choices.refuse_bad)
     if choices.refuse_bad:
         refuse(bad.values(), f"{inputs[0]}")
-    by_id = {one.image_id: one for one in found if one.name not in bad}
-    planned = _planned(by_id, choices.more)
+    wanted = {one.image_id: _wanted(one, choices.more) for one in found}
+    good = {image_id: one for image_id, one in wanted.items() if one.name not in bad}
+    _refuse_shared(good)
     made_by = _made_by(networks, trained, settings)
-    with journal.Journal(output, made_by, [*planned, SHARES, SKIPPED], choices.replace) as noted:
-        files = {image_id: _files(one, output, choices.more) for image_id, one in by_id.items()}
-        left = [image_id for image_id, one in by_id.items() if not noted.has(one.name, files[image_id])]
-        if len(left) < len(by_id):
-            log.info("%s: %d pictures are there and kept", output, len(by_id) - len(left))
+    unread = [one for one in wanted.values() if one.name in bad]
+    beside = (SHARES, SKIPPED, LEGEND)
+    with journal.Journal(output, made_by, [*good.values()], unread, beside, choices.replace) as noted:
+        for one in filter(noted.knows, unread):  # it was read once, and is what it was: a disk that fails, perhaps
+            del bad[one.name]
+        left = [image_id for image_id, one in good.items() if not noted.has(one)]
+        _begin(output, noted, len(found) - len(bad) - len(left), bool(left))
 
         def done(image_id: str, counts: Counts) -> None:
-            facts = {"label": choices.more.files(image_id)["label"], **_facts(counts, manifest.size(image_id))}
-            noted.note(by_id[image_id].name, files[image_id], facts)
+            noted.note(wanted[image_id], _facts(counts, manifest.size(image_id)))
 
         def skip(image_id: str, error: UserError) -> None:
             if choices.refuse_bad:
                 raise error
-            bad[by_id[image_id].name] = str(error)
+            bad[wanted[image_id].name] = str(error)
 
         with Outputs(output, settings.crf, compute.threads, choices.more, done) as outputs:
             predict_all(_part(manifest, left), chosen, settings, compute, outputs, skip)
-        there = {name: line for name, line in noted.lines.items() if (output / line["label"]).is_file()}
-        write_csv(_shares(there, trained.classes), output / SHARES)
+        write_csv(_shares(noted.lines.values(), trained.classes), output / SHARES)
+        write_csv(_legend(trained.classes), output / LEGEND)
     _tell(output, found, bad)
 
 
-def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
-    """The files that pictures are going to have. UserError if two are the same one, or one is the folder of another."""
-    first: dict[str, Loose] = {}
-    for image_id, one in by_id.items():
-        for name in more.files(image_id).values():
+def _wanted(one: Loose, more: More) -> journal.Picture:
+    return journal.Picture(one.name, one.path, str(one.place), more.files(one.image_id))
+
+
+def _begin(output: Path, noted: journal.Journal, kept: int, more: bool) -> None:
+    """Say what was there, and remove the tables that are going to be others: a kill must not leave them."""
+    if kept:
+        log.info("%s: %d pictures are there and kept", output, kept)
+    if noted.dropped:
+        log.info("%s: %d label maps removed, whose pictures are others now", output, noted.dropped)
+    if noted.dropped or more:
+        for name in (SHARES, SKIPPED):
+            (output / name).unlink(missing_ok=True)
+
+
+def _refuse_shared(pictures: dict[str, journal.Picture]) -> None:
+    """UserError if two pictures would have the same file, or the file of one is the folder of another's."""
+    first: dict[str, journal.Picture] = {}
+    for one in pictures.values():
+        for name in one.files.values():
             if (other := first.setdefault(name, one)) is not one:
                 raise UserError(f"{one.path} and {other.path}: files made of both would be called {name}; rename one")
     for name, one in first.items():
@@ -135,16 +155,11 @@ def _planned(by_id: dict[str, Loose], more: More) -> list[str]:
                 f"{one.path} and {first[above].path}: {above} would be a folder and a file; rename one, or give them "
                 "to two calls with two outputs"
             )
-    return list(first)
 
 
 def _made_by(networks: Path, trained: Trained, settings: Prediction) -> dict[str, Any]:
     protocol = settings.averaged.model_dump(mode="json", exclude={"batch_size"})
     return {"networks": file_hash(networks), "classes": trained.classes, "prediction": protocol}
-
-
-def _files(one: Loose, output: Path, more: More) -> dict[str, Path]:
-    return {"picture": one.path, **{what: output / name for what, name in more.files(one.image_id).items()}}
 
 
 def _part(manifest: Manifest, ids: list[str]) -> Manifest:
@@ -156,19 +171,27 @@ def _facts(counts: Counts, size: tuple[int, int]) -> dict[str, Any]:
     return {"height": size[0], "width": size[1], "pixels": pixels}
 
 
-def _shares(lines: dict[str, journal.Line], classes: list[str]) -> pd.DataFrame:
-    """Of each picture, by name, the share of background and of each class, in [0, 1]."""
+def _shares(lines: Iterable[journal.Line], classes: list[str]) -> pd.DataFrame:
+    """Of each label map, by its picture's name, the share of background and of each class, in [0, 1]."""
     rows = []
-    for name, line in sorted(lines.items()):
+    for line in sorted(lines, key=lambda line: line["image"]):
         counts = [line["pixels"].get(str(value), 0) for value in range(len(classes) + 1)]
-        rows.append([name, line["width"], line["height"], *(count / sum(counts) for count in counts)])
+        rows.append([line["image"], line["width"], line["height"], *(count / sum(counts) for count in counts)])
     return pd.DataFrame(rows, columns=["image", "width", "height", "background", *classes])
+
+
+def _legend(classes: list[str]) -> pd.DataFrame:
+    """The colour of each label value, in label maps and overlays alike; in overlays the background is bare."""
+    names = ["background", *classes]
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette()[: len(names)]]
+    return pd.DataFrame({"value": range(len(names)), "name": names, "colour": colours})
 
 
 def _tell(output: Path, found: list[Loose], bad: Bad) -> None:
     """Say what came of it, and list the pictures that cannot be read, in a file and here."""
     if bad:
-        write_csv(pd.DataFrame(sorted(bad.items()), columns=["image", "reason"]), output / SKIPPED)
+        listed = sorted((readable(name), reason) for name, reason in bad.items())
+        write_csv(pd.DataFrame(listed, columns=["image", "reason"]), output / SKIPPED)
         for reason in list(bad.values())[:MOST_LINES]:
             log.warning("left out: %s", reason)
     else:

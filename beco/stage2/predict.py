@@ -26,7 +26,7 @@ from beco.networks.segmenter import Segmenter
 from beco.stage2.outputs import Outputs
 from beco.stage2.train import Trained, load
 from beco.training.batches import layout, size_batches
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 TOO_LARGE = "take more memory than there is; set prediction.resize (a long side, such as 1000) or batch_size: 1"
 MOST_BYTES = 2**29  # of one network's logits for a batch; several such tensors live at once
@@ -43,7 +43,7 @@ def predict(manifest: Manifest, networks: Path, settings: Prediction, compute: C
     trained = load(networks)
     if trained.classes != manifest.classes:
         raise UserError(f"{networks}: trained for other classes than the manifest's; train again")
-    chosen = chosen_networks(trained, settings, choose_device(compute.device))
+    chosen = chosen_networks(trained, settings, compute.chosen)
     with whole_folder(output) as folder, Outputs(folder, settings.crf, compute.threads) as outputs:
         predict_all(manifest, chosen, settings, compute, outputs)
 
@@ -67,7 +67,7 @@ def predict_all(
     `skip` is told of a picture that cannot be read or for which the memory does not suffice, and the others go on;
     without it the error is raised.
     """
-    device = choose_device(compute.device)
+    device = compute.chosen
     batches = size_batches(
         manifest,
         manifest.ids,

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beco.artifacts.grids import fitted_size
+from beco.artifacts.text import readable
 from beco.config import Prediction, merged_settings
 from beco.datasets.manifest import as_rgb, read_picture
+from beco.datasets.palette import DAMAGED
+from beco.errors import UserError
 from beco.stage2.anywhere import networks_file, settings_of
 from beco.stage2.outputs import refined_with_confidence
 from beco.stage2.predict import as_bytes, believed, chosen_networks, decided, picture_scores
@@ -34,7 +37,7 @@ class Predictor:
         trained = load_networks(path)
         self.classes: list[str] = trained.classes
         self.settings: Prediction = merged_settings(Prediction, settings_of(trained, path), settings, "settings")
-        self._device = choose_device(device)
+        self._device = choose_device(device, "device")
         self._networks = chosen_networks(trained, self.settings, self._device)
 
     @overload
@@ -83,9 +86,18 @@ def _as_array(image: Picture) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(f"a picture has pixels, not {image.size[0]}×{image.size[1]} of them")
-        return as_rgb(image.copy(), "the picture")[0]
+        return as_rgb(_decoded(image), "the picture")[0]
     if not isinstance(image, np.ndarray):
         raise TypeError(f"a picture is a path, a picture of Pillow or an array, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"a picture is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=["C", "W"])  # torch warns of what cannot be written to
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """A copy of a picture of Pillow, which reads a file's pixels when they are first asked for."""
+    try:
+        return image.copy()
+    except DAMAGED as error:
+        name = readable(getattr(image, "filename", "") or "the picture")
+        raise UserError(f"{name}: cannot be decoded ({error}); copy it again, and keep it open until then") from error

@@ -28,7 +28,7 @@ from beco.training.augment import LabelledPictures
 from beco.training.engine import Output, Plan, fit
 from beco.training.pixels import mean_and_std, settled
 from beco.training.sampling import mixed_seed
-from beco.training.trainer import Compute, choose_device, describe
+from beco.training.trainer import Compute, describe
 
 log = logging.getLogger("beco")
 
@@ -129,7 +129,7 @@ def train(
             "steps": state.step,
             "epoch": "last" if settings.choose == "last" else state.best_epoch,
             "seconds": round(state.seconds, 1),
-            "device": describe(choose_device(compute.device)),
+            "device": describe(compute.chosen),
             "commit": commit(),
             "code": stage_hash("beco.stage2.train", RECIPES.module(recipe)),
             "torch": torch.__version__,

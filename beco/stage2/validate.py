@@ -17,7 +17,7 @@ from beco.stage2.recipes.base import online_labels
 from beco.training.batches import size_batches
 from beco.training.checkpoint import State
 from beco.training.crops import resized_label
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 
 class Validator:
@@ -73,7 +73,7 @@ class Validator:
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # here: it takes seconds
 
         classes = len(self.pictures.classes) + 1
-        confusion = torch.zeros(classes, classes, dtype=torch.long, device=choose_device(self.compute.device))
+        confusion = torch.zeros(classes, classes, dtype=torch.long, device=self.compute.chosen)
         for logits, truth in self._squeezed(self.pictures, self.pictures.ids):
             confusion += multiclass_confusion_matrix(logits.argmax(1), truth, classes, ignore_index=IGNORE)
         right, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
@@ -107,7 +107,7 @@ class Validator:
 
     def _squeezed(self, manifest: Manifest, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of squeezed pictures: the networks' mean logits (B, K+1, S, S), and the truth (B, S, S) int64."""
-        device, side = choose_device(self.compute.device), self.settings.crop.size
+        device, side = self.compute.chosen, self.settings.crop.size
         for network in self.networks:
             network.eval()
         for names, images in size_batches(manifest, ids, None, 16, "validation", squeeze=side):

@@ -55,20 +55,25 @@ class Compute:
     nodes: int = 1
     compile: bool = False
 
+    @property
+    def chosen(self) -> torch.device:
+        """`device` as a torch device, see `choose_device`; it was given on a command line."""
+        return choose_device(self.device, "--device")
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a torch device; UserError for another name, or without a GPU.
+
+def choose_device(name: str, given: str = "compute.device") -> torch.device:
+    """`auto`, `cpu` or `cuda` as a torch device; UserError, which begins with what was `given`, for another or no GPU.
 
     On a GPU products of float32 matrices are rounded alike in every stage, so that a network is validated in training
     as it predicts later.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device: no device `{name}`; known: auto, cpu, cuda")
+        raise UserError(f"{given}: no device `{name}`; known: auto, cpu, cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("compute.device: cuda asked for, but torch sees no GPU; set it to auto or cpu")
+            raise UserError(f"{given}: cuda asked for, but torch sees no GPU; set it to auto or cpu")
         torch.set_float32_matmul_precision("high")
     return torch.device(name)
 
@@ -88,7 +93,7 @@ def launch(compute: Compute, schedule: Schedule) -> Fabric:
 
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("high")
-    device = choose_device(compute.device)
+    device = compute.chosen
     if schedule.precision == "fp16" and device.type == "cpu":
         raise UserError("schedule.precision: fp16 needs a GPU; set it to bf16 or 32")
     alone = compute.devices * compute.nodes == 1

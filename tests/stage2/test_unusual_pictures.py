@@ -99,7 +99,11 @@ def test_a_label_map_where_a_folder_is_to_be(net: Path, pictures: Path, tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nothing_is_begun_without_the_device(net: Path, pictures: Path, tmp_path: Path) -> None:
     status, said = run(["predict", str(net), str(pictures), "-o", str(tmp_path / "out"), "--device", "cuda"])
-    assert status == 1 and "torch sees no GPU" in said and not (tmp_path / "out").exists()
+    assert (
+        status == 1
+        and "beco: --device: cuda asked for, but torch sees no GPU" in said
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_inputs_that_are_not_there(net: Path, pictures: Path, tmp_path: Path) -> None:
@@ -163,6 +167,33 @@ def test_bad_pictures_are_left_out_and_listed(net: Path, pictures: Path, tmp_pat
     assert "none of 1 pictures could be read" in predict(net, tmp_path / "only", "-o", tmp_path / "none", status=1)
 
 
+def test_names_that_are_no_text_are_listed_readably(net: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copy(pictures / "a.jpg", os.fsdecode(os.fsencode(pictures) + b"/raw\xe9.jpg"))
+    shutil.copy(pictures / "a.jpg", pictures / "two\nlines.jpg")
+    for _ in range(2):
+        assert "2 pictures cannot be read" in predict(net, pictures, "-o", tmp_path / "out")
+        table = pd.read_csv(tmp_path / "out" / "skipped.csv")
+        assert table["image"].tolist() == [r"raw\xe9.jpg", r"two\nlines.jpg"]
+        reason = f"{pictures}/raw\\xe9.jpg: holds characters that no text has; rename it"
+        assert table["reason"][0] == reason
+        assert set(label_maps(tmp_path / "out")) == {f"{name}.png" for name in SIZES}
+
+
+def test_a_folder_whose_name_is_no_text(
+    net: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/K\xe4se"))
+    pictures.rename(odd)
+    assert r"K\xe4se/a.jpg: holds characters" in predict(net, odd, "-o", tmp_path / "none", status=1)
+    monkeypatch.chdir(odd)
+    for kept in ("", f"{len(SIZES)} pictures are there and kept"):
+        assert kept in predict(net, ".", "-o", tmp_path / "out")
+    (tmp_path / "more").mkdir()
+    shutil.copy("a.jpg", tmp_path / "more")
+    predict(net, ".", tmp_path / "more", "-o", tmp_path / "several")  # names begin with the folder's
+    assert set(label_maps(tmp_path / "several")) == {"more/a.png"}
+
+
 def test_unusual_pictures_are_read_as_elsewhere(net: Path, tmp_path: Path) -> None:
     folder, colours = tmp_path / "unusual", noise((24, 40), 5)
     folder.mkdir()
@@ -206,6 +237,23 @@ def test_what_python_is_given_is_a_picture(net: Path, tmp_path: Path) -> None:
         beco.load(net, "cpu", {"flop": True})
     with pytest.raises(UserError, match="no such file"):
         beco.load(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"^device: no device `gpu`; known: auto, cpu, cuda"):
+        beco.load(net, device="gpu")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_pillow_has_opened(net: Path, pictures: Path, tmp_path: Path) -> None:
+    loaded = beco.load(net, "cpu")
+    with Image.open(pictures / "a.jpg") as opened:
+        alike = np.asarray(opened)
+    assert not alike.flags.writeable and (loaded.predict(alike) == loaded.predict(pictures / "a.jpg")).all()
+    (tmp_path / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:-200])
+    for closed in (False, True):
+        with Image.open(tmp_path / "cut.jpg" if not closed else pictures / "a.jpg") as opened:
+            if closed:
+                opened.close()
+            with pytest.raises(UserError, match=r"\.jpg: cannot be decoded \(.+\); copy it again"):
+                loaded.predict(opened)
 
 
 def test_pictures_beyond_the_memory_are_left_out(

@@ -24,7 +24,7 @@ from beco.training.batches import layout, size_batches
 from beco.training.engine import Output, Plan, fit
 from beco.training.pixels import mean_and_std
 from beco.training.sampling import Draws, mixed_seed
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 
 class IrnTask(nn.Module):
@@ -113,7 +113,7 @@ def train(
 @torch.inference_mode()
 def mean_displacement(network: IrnNetwork, manifest: Manifest, compute: Compute) -> Tensor:
     """Mean over pictures, each at its own size, of its mean displacement: (2,) float32 on the CPU."""
-    device = choose_device(compute.device)
+    device = compute.chosen
     network = network.eval().to(device).to(memory_format=layout(device))
     total = torch.zeros(2)
     batches = size_batches(manifest, manifest.ids, None, TOGETHER, "mean displacement", most_pixels=MOST_PIXELS)

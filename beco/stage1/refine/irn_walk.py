@@ -26,7 +26,7 @@ from beco.stage1.refine import irn
 from beco.stage1.refine.irn import MOST_PIXELS, TOGETHER
 from beco.stage1.refine.irn_pairs import pixel_pairs
 from beco.training.batches import layout, size_batches
-from beco.training.trainer import Compute, choose_device
+from beco.training.trainer import Compute
 
 
 def infer(
@@ -38,7 +38,7 @@ def infer(
     them, with the attribute `classes`; h, w are the picture's size after `settings.resize`.
     """
     torch.set_num_threads(compute.threads)
-    device = choose_device(compute.device)
+    device = compute.chosen
     model, classes = irn.load(network, manifest.classes)
     model = model.to(device).to(memory_format=layout(device))
     ids = shard_ids(manifest.ids, shard)
