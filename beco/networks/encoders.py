@@ -22,6 +22,7 @@ from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks import tokens
 from beco.networks.packages import package_of, weights_file
+from beco.networks.strides import OwnStride
 from beco.networks.weights import (
     as_present,
     load_weights,
@@ -91,7 +92,7 @@ def create_backbone(encoder: Encoder, output_stride: int, dilate: bool = True) -
         if own is None:
             raise _refusal(encoder, error) from error
         if own != output_stride:
-            raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}") from error
+            raise OwnStride(encoder.name, own) from error
         return create_backbone(encoder, 32)  # the argument left out: its maps end there by themselves
     _unpool(backbone)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
@@ -191,13 +192,13 @@ def _transformer(encoder: Encoder, output_stride: int) -> nn.Module | None:
             f"encoder.options of `{encoder.name}`: leave no block that gives features; set depth to 1 or more"
         )
     if made is not None and (own := feature_strides(made)[-1]) != output_stride:
-        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set {own}")
+        raise OwnStride(encoder.name, own)
     return made
 
 
 def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
     if output_stride != 32:
-        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set 32")
+        raise OwnStride(encoder.name, 32)
     try:
         backbone = MixTransformer(encoder.name, **encoder.options)
     except (TypeError, ValueError, AssertionError, IndexError) as error:
@@ -224,13 +225,13 @@ def feature_strides(backbone: nn.Module) -> list[int]:
 
 
 def layer_depths(backbone: nn.Module) -> dict[int, int]:
-    """How many layers of a transformer lie behind each of its parameters, by the parameter's id.
+    """How many layers of a ViT or a Swin lie behind each of its parameters, by the parameter's id.
 
     UserError if the backbone is none.
     """
     depths = getattr(backbone, "depths", None)
-    if depths is None:
-        raise UserError("optimiser.layer_decay: only a transformer has layers for it; leave it out")
+    if not callable(depths):  # MiT has a list of this name
+        raise UserError("optimiser.layer_decay: only a ViT or a Swin has layers for it; leave it out")
     found: dict[int, int] = depths()
     return found
 
