@@ -31,7 +31,7 @@ def told(problems: Iterable[UserError]) -> list[str]:
     """A line for each problem, but one for all masks beyond the classes: one reason has them all, such as classes left
     out of the labels, and twenty lines of it would hide the rest.
     """
-    lines, beyond, place = [], list[Beyond](), 0
+    lines, beyond, place = list[str](), list[Beyond](), 0
     for problem in problems:
         if isinstance(problem, Beyond):
             place = place if beyond else len(lines)
