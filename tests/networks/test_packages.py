@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from test_encoders import full_network
+from small_encoders import full_network
 from torch import Tensor
 from weight_packages import install
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_encoders import full_network, loaded, refusal
+from small_encoders import full_network, loaded, refusal
 from torch import Tensor
 
 from beco.errors import UserError
