@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -35,21 +36,26 @@ __all__ = [
 __all__ += schema.__all__
 
 S = TypeVar("S", bound=Section)
+Origin = Callable[[tuple[Any, ...]], str]
 
 
-def validate(model: type[S], values: Any, where: str) -> S:
-    """Check `values` against a section; on failure raise one `UserError` naming every wrong key and its mend."""
+def validate(model: type[S], values: Any, where: str, origin: Origin = lambda _: "") -> S:
+    """Check `values` against a section; on failure raise one `UserError` naming every wrong key and its mend.
+
+    `origin` has more to say of where a key stands, behind the line about it.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {type(values).__name__}; see config.yaml")
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors() if not _inherited(item, error)]
+        wrong = [item for item in error.errors() if not _inherited(item, error)]
+        lines = [_explain(model, item) + origin(item["loc"]) for item in wrong]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
-def validate_config(values: dict[str, Any], where: str = "config") -> Config:
-    """Check a whole configuration.
+def validate_config(values: dict[str, Any], where: str = "config", origin: Origin = lambda _: "") -> Config:
+    """Check a whole configuration; `origin` as in `validate`.
 
     `training` is the base of every experiment's own `training`, `classifier` and `cam` are those of every source's, and
     names of `encoders` are replaced by what they stand for, so that each section is complete in itself.
@@ -61,7 +67,7 @@ def validate_config(values: dict[str, Any], where: str = "config") -> Config:
         values.setdefault("sources", {"cam": {}})
         for section, keys in COMMON.items():
             values = _with_common(values, section, keys)
-    return validate(Config, values, where)
+    return validate(Config, values, where, origin)
 
 
 COMMON = {"experiments": ("training",), "sources": ("classifier", "cam")}
@@ -151,16 +157,47 @@ def read_config_files(paths: list[Path], over: list[str]) -> Config:
 
     `over` are entries `key=VALUE` of its `--config`, VALUE in YAML.
     """
-    values: dict[str, Any] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
     for path in paths:
         found = parse_yaml(read_text(path, "save it as such"), str(path))
-        values = _over(values, found) if isinstance(found, dict) else validate(Config, found, str(path)).model_dump()
+        if not isinstance(found, dict):
+            validate(Config, found, str(path))  # says so
+        layers.append((str(path), found))
     for entry in over:
         key, equals, text = entry.partition("=")
         if not (key and equals):
             raise UserError(f"--config: expected key=VALUE, found `{entry}`")
-        values = _over(values, {key: parse_yaml(text, "--config")})
-    return validate_config(values, ", ".join(map(str, paths)))
+        layers.append(("--config", {key: parse_yaml(text, "--config") if text else None}))
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = _over(values, layer)
+    where = ", ".join(dict.fromkeys(name for name, _ in layers))
+    return validate_config(values, where, partial(_layer, layers) if len(layers) > 1 else lambda _: "")
+
+
+def _layer(layers: list[tuple[str, dict[str, Any]]], key: tuple[Any, ...]) -> str:
+    """Behind a line about a key: the layer that it stands in, the last of those that have most of its path.
+
+    What is wrong of one experiment or source may also stand in what is common to all.
+    """
+    path = tuple(part for part in key if part not in KINDS)
+    common = len(path) > 2 and path[2] in COMMON.get(str(path[0]), ())
+    paths = [path, path[2:]] if common else [path] if path else []
+    most, where = 0.0, ""
+    for name, values in layers:
+        share = max((_depth(values, one) / len(one) for one in paths), default=0)
+        if share and share >= most:
+            most, where = share, f" (in {name})"
+    return where
+
+
+def _depth(values: Any, path: tuple[Any, ...]) -> int:
+    """How many of a path's keys there are, from the first on."""
+    for number, part in enumerate(path):
+        if not isinstance(values, dict) or part not in values:
+            return number
+        values = values[part]
+    return len(path)
 
 
 def _over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from beco.config import Encoder
 from beco.datasets.palette import write_index_png
 from beco.datasets.shapes import CLASSES
 from beco.datasets.shapes_drawing import draw_picture
-from beco.project import init as project
-from beco.project.init import Facts, Machine, Start
+from beco.project.init import Facts
+from beco.project.start import SMALL, Machine, Start
 
-SCRATCH = Start(project.SMALL, 8)
+SCRATCH = Start(SMALL, 8)
 LIGHT = Start(Encoder(name="tf_efficientnet_lite0", weights="imagenet"), 16)
 TRAINED = Start(Encoder(name="resnet50", weights="imagenet"), 16)
 CPU, GPU = Machine(4, None), Machine(16, 24.0)
@@ -71,5 +71,5 @@ def checked(config: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]
     """Exit status and output of `beco check`."""
     capsys.readouterr()
     with pytest.raises(typer.Exit) as stopped:
-        cli.check(config)
+        cli.check(configfile=[config])
     return stopped.value.exit_code, capsys.readouterr().out

@@ -11,6 +11,10 @@ import typer
 from beco.cli.options import app, home
 from beco.errors import UserError
 
+LAYERS = "the configuration, as for snakemake; several, also by repeating it, are laid over each other in order"
+More = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="further files of --configfile")]
+Over = Annotated[list[str] | None, typer.Option(help="key=VALUE over them, as for snakemake; repeatable")]
+
 
 @app.command()
 def init(
@@ -32,6 +36,7 @@ def init(
     from beco.config import Dataset, validate
     from beco.datasets import formats
     from beco.project import init as stage
+    from beco.project.start import machine, start
 
     names = None if classes is None else stage.names_in(classes)
     weights = weights and home(weights)
@@ -41,13 +46,13 @@ def init(
     dataset = validate(Dataset, {"format": "folder", **section}, "beco init")
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
         raise UserError(f"--weights: {weights}: no such file; name a .safetensors or .pth file, or imagenet")
-    here = stage.machine()
+    here = machine()
     # what can be wrong at once comes before all pictures
-    begin = stage.start(encoder, weights, here, False, from_scratch)
+    begin = start(encoder, weights, here, False, from_scratch)
     with tempfile.TemporaryDirectory() as aside, stage.told_as_options():
         known = stage.facts(formats.build(dataset, Path(aside) / "manifest.csv"))
     if known.median <= stage.TINY:
-        begin = stage.start(encoder, weights, here, True, from_scratch)
+        begin = start(encoder, weights, here, True, from_scratch)
     stage.write(project, section, known, here, begin)
     typer.echo(
         f"{project / 'config.yaml'}: {known.pictures} pictures ({known.train} for training), "
@@ -56,7 +61,8 @@ def init(
     typer.echo(stage.starts_from(begin))
     for line in stage.before_next():
         typer.echo(line)
-    typer.echo(f"How long it takes here, tried in a few minutes:\n  {stage.plan_command(project)}")
+    if stage.plan_pays(stage.choose(known, here, begin), here, begin):
+        typer.echo(f"How long it takes here, tried in a few minutes:\n  {stage.plan_command(project)}")
     typer.echo(f"Next:\n  {stage.next_command(project)}")
     folder = project / "results" / stage.NAME
     typer.echo(f"Then the masks are in {folder}/crf/beco/seed0/predictions, the report is {folder}/report.html")
@@ -78,7 +84,9 @@ def weights() -> None:
 
 @app.command()
 def check(
-    configfile: Annotated[Path | None, typer.Option(help="the configuration, as for snakemake")] = None,
+    more: More = None,
+    configfile: Annotated[list[Path] | None, typer.Option(help=LAYERS)] = None,
+    config: Over = None,
     settings: Annotated[str | None, typer.Option(help="or its text, YAML or JSON")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="leave out the pictures, and tell only what is wrong, not what may be")
@@ -89,13 +97,20 @@ def check(
 
     The workflow does so with --quick before its first job, which then reads the pictures.
     """
-    from beco.config import read_config
+    from beco.config import read_config, read_config_files
     from beco.datasets.manifest import refuse
     from beco.project import check as stage
 
-    if (configfile is None) == (settings is None):
+    if bool(configfile) == (settings is not None):
         raise UserError("beco check: give --configfile FILE or --settings TEXT")
-    groups = stage.check(read_config(str(configfile or settings), configfile is not None), quick, elsewhere)
+    if settings is not None and (more or config):
+        raise UserError("beco check: files and --config are laid over --configfile; leave --settings out")
+    files = [*(configfile or []), *(more or [])]
+    groups = stage.check(
+        read_config(settings, is_file=False) if settings is not None else read_config_files(files, config or []),
+        quick,
+        elsewhere,
+    )
     if quick:
         refuse((line for group in groups for line in group.problems), "configuration")
         for line in [line for group in groups for line in group.doubts]:
@@ -114,11 +129,9 @@ def check(
 
 @app.command()
 def plan(
-    configfile: Annotated[list[Path], typer.Option(help="the configuration, as for snakemake; several are laid over")],
-    more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="further files of --configfile")
-    ] = None,
-    config: Annotated[list[str] | None, typer.Option(help="key=VALUE over them, as for snakemake; repeatable")] = None,
+    configfile: Annotated[list[Path], typer.Option(help=LAYERS)],
+    more: More = None,
+    config: Over = None,
     rates: Annotated[
         Path | None, typer.Option(help="the trial of another machine, as --save wrote it there; none is made here")
     ] = None,

@@ -1,8 +1,9 @@
 """One's own pictures in a folder, with a CSV of image-level labels (see `sheet`), to `manifest.csv`.
 
-Pictures are of any format that Pillow reads, in any depth of folders. A picture's id, which names its predictions, is
-its path without the suffix, with `__` for each `/`: `trip/Tag 1.webp` becomes `trip__Tag 1`; two pictures that would
-share an id are refused. Names are compared and kept in Unicode's composed form (NFC), because macOS decomposes them.
+Pictures are of any format that Pillow reads, in any depth of folders; the CSV may leave their suffixes out. A
+picture's id, which names its predictions, is its path without the suffix, with `__` for each `/`: `trip/Tag 1.webp`
+becomes `trip__Tag 1`; two pictures that would share an id are refused. Names are compared and kept in Unicode's
+composed form (NFC), because macOS decomposes them.
 
 Masks are optional, for some pictures or all: `<masks>/<path without suffix>.png` or `<masks>/<id>.png`, index PNGs with
 0 for background, 1…K for the classes in their order and 255 for no opinion. They serve to measure, never to train,
@@ -17,7 +18,7 @@ import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -26,7 +27,7 @@ from PIL import Image
 from beco.datasets import manifest
 from beco.datasets.classes import check_classes, tell
 from beco.datasets.manifest import Manifest
-from beco.datasets.paths import alike, composed, image_id, missing, unusable
+from beco.datasets.paths import SUFFIXES, alike, composed, image_id, missing, unusable
 from beco.datasets.sheet import Row, Sheet, read_sheet
 from beco.errors import UserError
 
@@ -79,7 +80,8 @@ def build(
             check_classes(sheet.classes, "dataset.classes" if classes else f"{sheet.path}")
     except UserError as error:
         sheet.problems.append(str(error))
-    listing = {composed(path): path for path in _files(root)}
+    listing = listing_of(root)
+    complete(sheet, listing)
     entries = _entries(sheet, listing)
     _find_masks(sheet, entries, root, None if masks is None else Path(masks))
     splits = _splits(sheet, entries, val_share)
@@ -109,6 +111,33 @@ def _files(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root):
         below = Path(folder).relative_to(root)
         yield from ((below / name).as_posix() for name in names)
+
+
+def listing_of(root: Path) -> dict[str, str]:
+    """Every file below `root` as the file system spells its path, by that path in composed form."""
+    return {composed(path): path for path in _files(root)}
+
+
+def complete(sheet: Sheet, listing: dict[str, str]) -> None:
+    """Give the names of the CSV that lack their suffix the one of the picture that is called so, in place.
+
+    Lists of VOC and many others name pictures without it. Where several pictures are called so, that is noted, and the
+    row left out: which of them is meant cannot be known.
+    """
+    called: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(listing):
+        if PurePosixPath(path).suffix.lower() in SUFFIXES:
+            called[PurePosixPath(path).with_suffix("").as_posix()].append(path)
+    rows = []
+    for row in sheet.rows:
+        path = composed(posixpath.normpath(row.image))
+        found = [] if path in listing else called.get(path, [])
+        if len(found) > 1:
+            names = " and ".join(found)
+            sheet.wrong(row.line, f"{row.image} may be {names}; write the one that is meant, with its suffix")
+        else:
+            rows.append(replace(row, image=found[0]) if found else row)
+    sheet.rows[:] = rows
 
 
 def _entries(sheet: Sheet, listing: dict[str, str]) -> list[Entry]:

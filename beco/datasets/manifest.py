@@ -26,8 +26,9 @@ from beco.artifacts.ordered import allowed_threads, in_order
 from beco.artifacts.text import read_text, shown
 from beco.datasets import meaning
 from beco.datasets.classes import COLUMNS
+from beco.datasets.masks import Size, check_mask, outlined_otherwise, told
 from beco.datasets.meaning import Seen
-from beco.datasets.palette import opened, read_index_png, read_with_palette, turn_upright
+from beco.datasets.palette import opened, read_index_png, turn_upright
 from beco.errors import Problems, UserError
 
 log = logging.getLogger("beco")
@@ -38,10 +39,6 @@ MOST_LINES = 20
 LONGEST_SIDE = 1_000_000
 MASK_RULE = "rule.json"
 """Beside masks that a program made: how, as text by key, to be told beside every number measured on them."""
-
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +253,7 @@ def check_and_measure(
     rows = list(zip(table["image"].astype(str), table["mask"].astype(str), outlined, strict=True))
     check = partial(_check, Path(root), len(classes))
     found = list(in_order(check, rows, allowed_threads(), "checking pictures"))
-    refuse([*problems, *(problem for problem in found if isinstance(problem, str))], f"{root}")
+    refuse([*problems, *told(problem for problem in found if isinstance(problem, UserError))], f"{root}")
     good = [picture for picture in found if isinstance(picture, _Picture)]
     with_mask = np.array([picture.mask is not None for picture in good], dtype=bool)
     masks = [picture.mask for picture in good if picture.mask is not None]
@@ -346,19 +343,19 @@ class _Picture:
     mask: Seen | None
 
 
-def _check(root: Path, count: int, row: tuple[str, str, Size | None]) -> _Picture | str:
+def _check(root: Path, count: int, row: tuple[str, str, Size | None]) -> _Picture | UserError:
     """What is known of a picture, or what is wrong with it, its mask or the size of its outlines."""
     image, mask, outlined = row
     try:
         picture, turned = _decoded(root / image)
         height, width = picture.shape[:2]
         if mask and os.path.normpath(mask) == os.path.normpath(image):
-            return f"{root / mask}: is the picture, given as its mask; name the folder of the masks"
-        held = _check_mask(root / mask, (height, width), count, turned) if mask else None
+            return UserError(f"{root / mask}: is the picture, given as its mask; name the folder of the masks")
+        held = check_mask(root / mask, (height, width), count, turned) if mask else None
         if outlined and outlined != (height, width):
-            return _other_size(root / image, outlined, (height, width), turned)
+            return outlined_otherwise(root / image, outlined, (height, width), turned)
     except UserError as error:
-        return str(error)
+        return error
     return _Picture(height, width, turned and bool(mask or outlined), held)
 
 
@@ -370,35 +367,3 @@ def _warn_of_turned(images: pd.Series) -> None:
             "see that their masks or outlines show the turned picture, too",
             len(images), images.iloc[0],
         )  # fmt: skip
-
-
-def _other_size(path: Path, outlined: Size, size: Size, turned: bool) -> str:
-    mend = "copy the picture that belongs to the annotation"
-    if turned and outlined == size[::-1]:
-        mend = (
-            "it was outlined on the pixels as stored, before the picture's EXIF orientation: turn the outlines alike, "
-            "or take the orientation out of the picture (`exiftool -Orientation=`)"
-        )
-    return f"{path}: is {size[1]}×{size[0]}, its annotation {outlined[1]}×{outlined[0]} (width×height); {mend}"
-
-
-def _check_mask(path: Path, size: tuple[int, int], count: int, turned: bool) -> Seen:
-    """What a mask holds; UserError if it does not fit its picture, or has a value that no class has."""
-    label, palette = read_with_palette(path)
-    if label.shape != size:
-        mend = "give both the same size"
-        if turned and label.shape == size[::-1]:
-            mend = (
-                "it was drawn on the pixels as stored, before the picture's EXIF orientation: turn the mask alike, or "
-                "take the orientation out of the picture (`exiftool -Orientation=`)"
-            )
-        raise UserError(
-            f"{path}: is {label.shape[1]}×{label.shape[0]}, its picture {size[1]}×{size[0]} (width×height); {mend}"
-        )
-    held = meaning.seen(label, palette)
-    if wrong := sorted(value for value in held.values if count < value != IGNORE):
-        raise UserError(
-            f"{path}: holds the value {wrong[0]}, but labels go from 0 to {count} (and 255);"
-            " correct the mask or dataset.classes"
-        )
-    return held

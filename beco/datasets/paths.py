@@ -70,9 +70,17 @@ def check_root(root: Path, inside: str, mend: str) -> None:
 
 
 def missing(path: Path, words: str, suffixes: Collection[str]) -> str:
-    """What to say of a file that is missing: `what; mend`, or the mend that `alike` finds."""
+    """What to say of a file that is missing: `what; mend`, or the mend that `alike` finds.
+
+    A name without a suffix of these is the list's mistake: a file called so would hardly be found again.
+    """
     found = alike(path, suffixes)
-    return f"{words.partition(';')[0]}, but there is {found}; rename it to {path.name}" if found else words
+    if not found:
+        return words
+    mend = (
+        f"rename it to {path.name}" if path.suffix.lower() in suffixes else f"write {found} where {path.name} is named"
+    )
+    return f"{words.partition(';')[0]}, but there is {found}; {mend}"
 
 
 def alike(path: Path, suffixes: Collection[str]) -> str:

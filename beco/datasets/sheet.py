@@ -1,9 +1,9 @@
 """The CSV of a user's own labels: which picture shows which classes. Read, and everything wrong with it listed.
 
-One row a picture, in any order. `image` is its path in the folder of pictures. The classes are either columns of 0
-and 1, one for each class, or names in one column `labels`, separated by `;` or `|` (or written as a list,
-`['cat', 'dog']`); a row without any is a picture of background alone. `split` (train or val) and `mask` (a path) are
-optional.
+One row a picture, in any order. `image` is its path in the folder of pictures, with its suffix or without
+(`folder.complete`). The classes are either columns of 0 and 1, one for each class, or names in one column `labels`,
+separated by `;` or `|` (or written as a list, `['cat', 'dog']`); a row without any is a picture of background alone.
+`split` (train or val) and `mask` (a path) are optional.
 
 Names are compared and kept as `classes.clean` spells them. The column `labels` is free text: what holds a separator,
 bracket or quote there, is made of other classes' names (`cat dog`), or means nothing (`nan`) is taken for a name only

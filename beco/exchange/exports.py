@@ -1,6 +1,7 @@
 """Label maps in the formats of other programs: pseudo-labels (`labels.h5`) or a folder of predictions.
 
-* `palette-png`: a folder of <image_id>.png in VOC's colours, 255 where there is no opinion.
+* `palette-png`: a folder of <image_id>.png in VOC's colours, 255 where there is no opinion; what lies in folders of
+  `beco predict` does so here.
 * `coco-json`: one file in COCO's format for objects. A class of a picture is one annotation, its mask an uncompressed
   run-length encoding in column-major order, as the COCO API reads it. Pixels without an opinion belong to none.
 * `cvat`: what CVAT imports as "Segmentation mask 1.1": `labelmap.txt`, `ImageSets/Segmentation/default.txt` and RGB
@@ -25,7 +26,9 @@ from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_kind, check_label
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
+from beco.datasets.paths import image_id as id_of
 from beco.errors import UserError
+from beco.stage2 import journal
 
 NOWHERE = "the class names are not in these files"
 
@@ -41,7 +44,7 @@ class Source:
     classes: list[str] | None
     """Names of the foreground classes; None if neither the files nor a manifest say."""
     images: dict[str, str]
-    """The picture's path by image id; empty without a manifest."""
+    """The picture's path by image id, as far as a manifest or the files themselves say."""
 
     manifest: Manifest | None
 
@@ -71,25 +74,57 @@ class Source:
 
 
 def open_source(path: Path, manifest: Manifest | None = None) -> Source:
-    """The label maps of `labels.h5`, or of a folder of <image_id>.png; `manifest` names classes and picture files.
+    """The label maps of `labels.h5`, or of a folder; `manifest` names classes and picture files.
 
     UserError if there is nothing there, if it is something else, or if the manifest names other classes or pictures.
     """
-    images = {} if manifest is None else {name: str(manifest.table.at[name, "image"]) for name in manifest.ids}
-    classes = None if manifest is None else manifest.classes
     if path.is_dir():
-        ids = sorted(file.stem for file in path.glob("*.png"))
-        if not ids:
-            raise UserError(f"{path}: holds no PNG; give labels.h5 or the folder of predictions")
-        return _known(Source(path, ids, lambda name: read_index_png(path / f"{name}.png"), classes, images, manifest))
+        return _in_folder(path, manifest)
+    images = {} if manifest is None else _images(manifest)
     reader = PseudoLabels(path)
     check_kind(reader.store, "labels")
     own = reader.store.attributes.get("classes")
     if own is not None and not (isinstance(own, list) and all(isinstance(name, str) for name in own)):
         raise UserError(f"{path}: its attribute classes is no list of names; remove the file and run its stage again")
-    if own and classes and own != classes:
+    classes = _agreed(path, own, manifest)
+    return _known(Source(path, reader.ids(), reader.label, classes, images, manifest))
+
+
+def _in_folder(path: Path, manifest: Manifest | None) -> Source:
+    """The label maps <image_id>.png of a folder, at any depth: an id is the path without the suffix.
+
+    Of a folder of `beco predict` its journal says which files are label maps, what the classes are and of which
+    picture each map is. With a manifest a path is also known by the id that the manifest has for it, with `__` for `/`.
+    """
+    noted = journal.noted(path)
+    others = noted.others if noted else frozenset()
+    found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.png") if file.is_file())
+    names = [name for name in found if name not in others and not name.startswith(".") and "/." not in name]
+    if not names:
+        raise UserError(f"{path}: holds no PNG; give labels.h5 or the folder of predictions")
+    listed = set() if manifest is None else set(manifest.ids)
+    files, images = dict[str, str](), {} if manifest is None else _images(manifest)
+    for name in names:
+        own = name.removesuffix(".png")
+        known = own if own in listed or id_of(name) not in listed else id_of(name)
+        if other := files.get(known):
+            raise UserError(f"{path}: {other} and {name} are both of picture {known}; remove one")
+        files[known] = name
+        if noted and known not in images and name in noted.pictures:
+            images[known] = noted.pictures[name]
+    classes = _agreed(path, noted.classes if noted else None, manifest)
+    return _known(Source(path, sorted(files), lambda one: read_index_png(path / files[one]), classes, images, manifest))
+
+
+def _images(manifest: Manifest) -> dict[str, str]:
+    return {name: str(manifest.table.at[name, "image"]) for name in manifest.ids}
+
+
+def _agreed(path: Path, own: list[str] | None, manifest: Manifest | None) -> list[str] | None:
+    """The class names that label maps say themselves, or else a manifest's; UserError if the two differ."""
+    if own and manifest is not None and own != manifest.classes:
         raise UserError(f"{path}: made for other classes than the manifest's; give the manifest it was made with")
-    return _known(Source(path, reader.ids(), reader.label, own or classes, images, manifest))
+    return own or (None if manifest is None else manifest.classes)
 
 
 def _known(source: Source) -> Source:
@@ -100,7 +135,7 @@ def _known(source: Source) -> Source:
     if strangers:
         raise UserError(
             f"{source.path}: holds {len(strangers)} pictures that the manifest does not list, such as {strangers[0]}; "
-            "give the manifest that it was made with"
+            f"give the manifest that it was made with{', or none' if source.path.is_dir() else ''}"
         )
     return source
 
@@ -182,9 +217,10 @@ def write_cvat(source: Source, output: Path) -> None:
         folder = temporary.with_suffix("") if output.suffix == ".zip" else temporary
         try:
             (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
-            stems = [PurePosixPath(source.image(image_id)).with_suffix("").as_posix() for image_id in source.ids]
-            if not source.images:
-                stems = source.ids
+            stems = [
+                PurePosixPath(source.images[one]).with_suffix("").as_posix() if one in source.images else one
+                for one in source.ids
+            ]
             for stem, (_, label) in zip(stems, source.maps(), strict=True):
                 path = folder / "SegmentationClass" / f"{stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

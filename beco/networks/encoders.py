@@ -181,7 +181,7 @@ def _transformer(encoder: Encoder, output_stride: int) -> nn.Module | None:
 
 def _mix_transformer(encoder: Encoder, output_stride: int) -> nn.Module:
     if output_stride != 32:
-        raise UserError(f"output_stride: `{encoder.name}` cannot be dilated; set 32")
+        raise kinds.other_stride(encoder, 32)
     try:
         backbone = MixTransformer(encoder.name, **encoder.options)
     except (TypeError, ValueError, AssertionError, IndexError) as error:
@@ -208,13 +208,13 @@ def feature_strides(backbone: nn.Module) -> list[int]:
 
 
 def layer_depths(backbone: nn.Module) -> dict[int, int]:
-    """How many layers of a transformer lie behind each of its parameters, by the parameter's id.
+    """How many layers of a ViT or a Swin lie behind each of its parameters, by the parameter's id.
 
     UserError if the backbone is none.
     """
     depths = getattr(backbone, "depths", None)
-    if depths is None:
-        raise UserError("optimiser.layer_decay: only a transformer has layers for it; leave it out")
+    if not callable(depths):  # MiT has a list of this name
+        raise UserError("optimiser.layer_decay: only a ViT or a Swin has layers for it; leave it out")
     found: dict[int, int] = depths()
     return found
 

@@ -50,11 +50,18 @@ def create_head(settings: Network, channels: Sequence[int], strides: Sequence[in
 def _levels(settings: Network, strides: Sequence[int], wanted: Sequence[int]) -> list[int]:
     missing = set(wanted) - set(strides)
     if missing:
+        fitting = "linear or dpt" if suits_dpt(strides) else "linear"
         raise UserError(
-            f"encoder.name: {settings.architecture} needs features at stride {min(missing)}, and "
-            f"`{settings.encoder.name}` has strides {', '.join(map(str, strides))}; choose another encoder"
+            f"architecture: {settings.architecture} needs features at stride {min(missing)}, and "
+            f"`{settings.encoder.name}` has strides {', '.join(map(str, strides))}; set architecture to {fitting}, "
+            "or choose another encoder"
         )
     return [strides.index(stride) for stride in wanted]
+
+
+def suits_dpt(strides: Sequence[int]) -> bool:
+    """Whether maps of these strides are what DPT fuses: four of a plain transformer, at its patch."""
+    return len(strides) == 4 and len(set(strides)) == 1
 
 
 def initialise(module: nn.Module) -> None:
@@ -219,10 +226,10 @@ class DensePrediction(nn.Module):
 
     def __init__(self, settings: Network, channels: Sequence[int], strides: Sequence[int], outputs: int) -> None:
         super().__init__()
-        if len(strides) != 4 or len(set(strides)) != 1:
+        if not suits_dpt(strides):
             raise UserError(
-                f"networks.architecture: dpt wants a plain transformer of four blocks or more, and "
-                f"`{settings.encoder.name}` has features at strides {', '.join(map(str, strides))}; choose another"
+                f"architecture: dpt wants a plain transformer of four blocks or more, and `{settings.encoder.name}` "
+                f"has features at strides {', '.join(map(str, strides))}; choose another, or set architecture to linear"
             )
         width = settings.decoder_channels
         middle = [width, 2 * width, 4 * width, 4 * width]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import timm
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from beco.config import Encoder, Network
+from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks.packages import package_of
+from beco.networks.strides import STRIDES, OwnStride
 from beco.networks.tokens import whole_patches
 from beco.networks.weights import one_line
 
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
-STRIDES: tuple[int, ...] = get_args(Network.model_fields["output_stride"].annotation)
-"""What output_stride can be."""
 KINDS = (
     "choose a convolutional one, a Swin or a plain ViT (one of timm's files vision_transformer, deit and eva, such "
     "as vit_small_patch16_224)"
@@ -71,24 +70,22 @@ def refuse_maps(backbone: nn.Module, encoder: Encoder) -> None:
         raise UserError(f"encoder.name: the features of `{name}` are no channels-first maps; choose another")
 
 
-def other_stride(encoder: Encoder, own: int) -> UserError:
+def other_stride(encoder: Encoder, own: int) -> OwnStride:
     """What to say of an encoder whose maps end at another stride than was asked for, and can end nowhere else."""
-    name = encoder.name
+    name, ways = encoder.name, f"{', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]}"
+    patch = encoder.options.get("patch_size")
     if own in STRIDES:
-        return UserError(f"output_stride: `{name}` cannot be dilated; set {own}")
-    ways = f"{', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]}"
-    if "patch_size" in encoder.options:
-        patch = encoder.options["patch_size"]
-        mend = (
-            f"set patch_size and output_stride both to {ways}"
-            if own in (patch, *list(patch if isinstance(patch, list) else []))
-            else ""
+        line = f"output_stride: `{name}` cannot be dilated; set {own}"
+    elif patch is not None:
+        its = own in (patch if isinstance(patch, list | tuple) else (patch,))
+        mend = f"set patch_size and output_stride both to {ways}" if its else "take it out"
+        line = (
+            f"encoder.options of `{name}`: patch_size {patch} gives maps of stride {own}, which output_stride cannot be"
         )
-        return UserError(
-            f"encoder.options of `{name}`: patch_size {patch} gives maps of stride {own}, which output_stride cannot "
-            f"be; {mend or 'take it out'}"
-        )
-    return UserError(f"encoder.name: `{name}` has maps of stride {own}, and output_stride can be {ways}; {KINDS}")
+        line += f"; {mend}"
+    else:
+        line = f"encoder.name: `{name}` has maps of stride {own}, and output_stride can be {ways}; {KINDS}"
+    return OwnStride(line, name, own)
 
 
 def take_any_size(backbone: nn.Module, encoder: Encoder) -> None:

@@ -12,6 +12,7 @@ from beco.config import Network
 from beco.errors import UserError
 from beco.networks import encoders
 from beco.networks.heads import create_head
+from beco.networks.strides import OwnStride
 from beco.networks.tokens import whole_patches
 from beco.training.augment import Normalise
 
@@ -22,7 +23,15 @@ def backbone_of(settings: Network) -> nn.Module:
     UserError if encoder, stride and dilation do not fit together.
     """
     encoder = settings.encoder
-    backbone = encoders.create_backbone(encoder, settings.output_stride)
+    try:
+        backbone = encoders.create_backbone(encoder, settings.output_stride)
+    except OwnStride as error:
+        if settings.architecture != "segformer":
+            raise
+        raise UserError(  # its own stride would be refused, too: segformer's is 32
+            f"architecture: segformer needs features at strides 4, 8, 16 and 32, and those of `{error.name}` end at "
+            f"{error.stride}; set architecture to linear and output_stride to {error.stride}, or choose another encoder"
+        ) from error
     if _dilates_first_blocks(settings, backbone):
         encoders.dilate_first_blocks(backbone, encoder.name)
     if settings.multi_grid:

@@ -184,6 +184,7 @@ def _folder(dataset: Dataset) -> Pictures:
 
     root = _there(dataset)
     sheet = read_sheet(Path(str(dataset.labels)), dataset.classes)
+    folders.complete(sheet, folders.listing_of(root))
     if not sheet.rows or not sheet.classes:
         raise UserError(f"{sheet.path}: names no picture with a class; run `beco check` on this configuration")
     shown = {image_id(row.image): row.present for row in sheet.rows}

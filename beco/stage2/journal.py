@@ -150,6 +150,28 @@ ESCAPED = "backslashreplace"
 """What of a path is no text: so it is what JSON reads as just that."""
 
 
+@dataclass(frozen=True)
+class Noted:
+    """What the journal of a folder says of it."""
+
+    classes: list[str]
+    """Names of the foreground classes in label order."""
+    pictures: dict[str, str]
+    """The picture of each label map, by the map's path in the folder."""
+    others: frozenset[str]
+    """Files that are no label maps: how sure these are, and pictures of them; and maps that were never finished."""
+
+
+def noted(folder: Path) -> Noted | None:
+    """What was noted of a folder of predictions; None if there is no journal in it."""
+    head, lines = _read(folder / NAME)
+    classes = head["made_by"].get("classes") if head and isinstance(head["made_by"], dict) else None
+    if head is None or not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        return None
+    pictures = {str(line["label"]): str(line["image"]) for line in lines}
+    return Noted(classes, pictures, frozenset(set(head["files"]) - pictures.keys()))
+
+
 def _read(path: Path) -> tuple[Line | None, list[Line]]:
     """The first line, None if there is none of ours; and the last of each label map."""
     try:

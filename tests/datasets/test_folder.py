@@ -118,6 +118,27 @@ def test_a_split_column_is_followed(root: Path) -> None:
     assert found.split("val").ids == ["a b", "d"]
 
 
+def test_names_without_their_suffix(root: Path) -> None:
+    """As lists of VOC have them; a dot in a name is no suffix."""
+    add_picture(root, "größe/v1.2.jpg")
+    named = ["image,cat,dog", "a b,1,0", "größe/Tag 1,1,1", "c.jpg,0,1", "./d,0,1", "größe/v1.2,1,1"]
+    spelt = ["image,cat,dog", "a b.png,1,0", "größe/Tag 1.webp,1,1", "c.jpg,0,1", "d.bmp,0,1", "größe/v1.2.jpg,1,1"]
+    assert build(root, *named).table.equals(build(root, *spelt).table)
+    add_mask(root.parent / "masks" / "größe" / "v1.2.png")
+    assert build(root, *named, masks=str(root.parent / "masks")).with_masks().ids == ["größe__v1.2"]
+
+
+def test_names_without_suffix_that_mean_several_or_none(root: Path) -> None:
+    add_picture(root, "c.png")
+    (root / "d.txt").write_text("notes are no picture")
+    several, twice, none = refusal(
+        root, "image,cat,dog", "c,1,0", "d,1,1", "d.bmp,1,1", "E,0,1", "a b.png,1,1", "größe/Tag 1,1,1"
+    )
+    assert several.endswith("line 2: c may be c.jpg and c.png; write the one that is meant, with its suffix")
+    assert "lines 3, 4: d.bmp comes 2 times; keep one" in twice
+    assert none.endswith("no such picture, but there is e.tif; write e.tif where E is named")
+
+
 # --- masks --------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +179,18 @@ def test_wrong_masks(root: Path) -> None:
     assert "a b.png" in value and "holds the value 3, but labels go from 0 to 2" in value
     assert "c.png" in size and "12×20" in size
     assert "d.png" in colour and "colours" in colour
+
+
+def test_masks_beyond_the_classes_are_told_in_one_line(root: Path) -> None:
+    """Of twenty classes, of which the CSV has two, and with whatever else is wrong."""
+    masks = root.parent / "masks"
+    for name, value in (("a b", 8), ("c", 20), ("größe/Tag 1", 8)):
+        add_mask(masks / f"{name}.png", value)
+    (root / "d.bmp").write_bytes(b"BM")
+    beyond, damaged = refusal(root, *COLUMNS, masks=str(masks))
+    assert beyond.startswith(f"3 masks, such as {masks / 'a b.png'}".replace(str(masks), str(root / "../masks")))
+    assert "hold values beyond the classes (8, 20): labels go from 0 to 2 (and 255); correct the masks or" in beyond
+    assert "d.bmp" in damaged
 
 
 def test_a_folder_of_masks_for_other_pictures(root: Path) -> None:

@@ -232,7 +232,7 @@ def test_each_block_learns_at_a_share_of_the_next_ones_rate() -> None:
 
 def test_layers_are_a_transformers() -> None:
     settings = Network.model_validate({"encoder": {"name": "resnet10t"}, "decoder_channels": 8, "atrous_rates": [1]})
-    with pytest.raises(UserError, match=r"layer_decay: only a transformer"):
+    with pytest.raises(UserError, match=r"layer_decay: only a ViT or a Swin"):
         make_optimiser(Task(segmenter.build(settings, 2)), Settings(layer_decay=0.7))
 
 

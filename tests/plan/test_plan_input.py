@@ -71,10 +71,11 @@ def test_pictures_of_coco(tmp_path: Path) -> None:
     assert [len(few.split(name).ids) for name in ("train", "val")] == [2, 1]
 
 
-def test_pictures_of_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_pictures_of_a_folder(tmp_path: Path, suffix: str) -> None:
     for number in range(6):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{number}.png")
-    rows = [f"{number}.png,{'val' if number > 3 else 'train'},{'a;b' if number else 'c'}" for number in range(6)]
+    rows = [f"{number}{suffix},{'val' if number > 3 else 'train'},{'a;b' if number else 'c'}" for number in range(6)]
     (tmp_path / "labels.csv").write_text("image,split,labels\n" + "\n".join(rows) + "\n")
     section = {"format": "folder", "root": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "name": "own"}
     of = config(dataset=section)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from beco.datasets import formats
 from beco.datasets import manifest as manifests
 from beco.errors import UserError
 from beco.networks.segmenter import Segmenter
-from beco.project import check
+from beco.project import check, networks
+from beco.project.weights import Found
 from beco.stage1 import localisers
 
 
@@ -149,7 +151,7 @@ def test_check_of_other_formats_and_wrong_keys(capsys: pytest.CaptureFixture[str
     assert stopped.value.exit_code == 0 and "24 + 10 pictures of 64 px" in capsys.readouterr().out
     (tmp_path / "wrong.yaml").write_text("datset: {}\n")
     with pytest.raises(UserError, match="datset: unknown key; did you mean `dataset`"):
-        cli.check(tmp_path / "wrong.yaml")
+        cli.check(configfile=[tmp_path / "wrong.yaml"])
     with pytest.raises(UserError, match="give --configfile FILE or --settings TEXT"):
         cli.check()
 
@@ -174,6 +176,60 @@ def test_check_of_an_encoder_that_cannot_be_built_on_paper() -> None:
     network = {"architecture": "segformer", "encoder": {"name": "mit_b0"}, "output_stride": 32}
     groups = check.check(tiny_config(networks={"default": network}))
     assert not any(group.problems for group in groups)
+
+
+VIT = {"name": "vit_tiny_patch16_224", "options": {"depth": 4, "embed_dim": 48}}
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (
+            {"architecture": "deeplabv3plus"},
+            "deeplabv3plus needs features at stride 4, .* set architecture to linear or ",
+        ),
+        (
+            {"architecture": "segformer", "output_stride": 32},
+            "segformer needs .* end at 16; set architecture to linear and output_stride to 16",
+        ),
+        ({"architecture": "dpt", "encoder": {"name": "resnet10t"}}, "dpt wants .*; choose another, or set .* linear"),
+        ({"architecture": "linear"}, ""),
+        ({"architecture": "dpt"}, ""),
+    ],
+)
+def test_check_builds_the_decoders_too(network: dict[str, Any], words: str) -> None:
+    groups = check.check(
+        tiny_config(networks={"default": {"encoder": VIT, "output_stride": 16, **network}}), quick=True
+    )
+    (weights,) = (group for group in groups if group.name == "weights")
+    assert len(weights.problems) == bool(words)
+    if words:
+        assert re.match(f"networks.default: architecture: {words}", weights.problems[0]), weights.problems
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mit_b0"])
+def test_check_looks_for_layers_where_rates_decay_by_them(name: str) -> None:
+    stride, by_layer = 32 if name == "mit_b0" else 16, {"optimiser": {"layer_decay": 0.8}}
+    common = {"encoder": {"name": name}, "output_stride": stride}
+    config = tiny_config(
+        classifier={**tiny_config().classifier.model_dump(mode="json"), **common, **by_layer},
+        networks={"default": {**common, "architecture": "linear"}},
+        training=by_layer,
+    )
+    found = [line for group in check.check(config, quick=True) for line in group.problems]
+    assert len(found) == 2
+    assert all("optimiser.layer_decay: only a ViT or a Swin" in line for line in found)
+
+
+def test_weights_to_be_downloaded_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without asking the network, and unless they were downloaded before."""
+    config = tiny_config(classifier={"encoder": {"name": "resnet18", "weights": "imagenet"}})
+    monkeypatch.setattr(networks, "at_hand", list)
+    notes, _ = networks.look(config)
+    assert "needs a network connection and was not tried here" in notes[0]
+    found = Found("resnet18.a1_in1k", "apache-2.0", 1, "downloaded: here")
+    monkeypatch.setattr(networks, "at_hand", lambda: [found])
+    assert networks.look(config)[0][0].endswith("downloaded to this machine before")
 
 
 def test_files_that_later_stages_need() -> None:

