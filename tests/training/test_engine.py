@@ -337,7 +337,7 @@ def test_divergence_before_the_first_checkpoint_promises_none(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["gpu", "cuda:0", "mps", ""])
 def test_a_device_of_another_name(name: str) -> None:
     with pytest.raises(UserError, match=f"--device: no device `{name}`; known: auto, cpu, cuda"):
-        choose_device(name)
+        choose_device(name, "--device")
 
 
 def test_every_stage_multiplies_alike_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
