@@ -77,9 +77,8 @@ def missing(path: Path, words: str, suffixes: Collection[str]) -> str:
     found = alike(path, suffixes)
     if not found:
         return words
-    mend = (
-        f"rename it to {path.name}" if path.suffix.lower() in suffixes else f"write {found} where {path.name} is named"
-    )
+    whole = path.suffix.lower() in suffixes
+    mend = f"rename it to {path.name}" if whole else f"write {found} where {path.name} is named"
     return f"{words.partition(';')[0]}, but there is {found}; {mend}"
 
 
