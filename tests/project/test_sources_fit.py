@@ -77,7 +77,7 @@ def test_the_look_before_the_first_job_knows_where_networks_start() -> None:
     """Labels of another encoder's source, which the networks would not fit, but do not start from."""
     network = {"encoder": {**TINY, "weights": "classifier"}, "decoder_channels": 8, "atrous_rates": [1, 2]}
     values: dict[str, Any] = {
-        "sources": {"cam": {}, "other": {"classifier": OTHER}},
+        "sources": {"cam": {"classifier": {"encoder": TINY}}, "other": {"classifier": OTHER}},
         "labels": {"crf": {"source": "other"}},
         "experiments": {"single": {"recipe": "single", "labels": "crf"}},
     }
