@@ -257,7 +257,7 @@ class Store:
 
 
 def gather(parts: Iterable[Path | str], path: Path | str) -> None:
-    """Join the stores of several shards into one; their root attributes must agree."""
+    """Join the stores of several shards into one; their root attributes must agree. What is at `path` must be alike."""
     stores = [Store(part) for part in parts]
     if not stores:
         raise UserError(f"{path}: nothing to gather; name at least one shard")
@@ -265,6 +265,12 @@ def gather(parts: Iterable[Path | str], path: Path | str) -> None:
     for store in stores[1:]:
         if store.attributes != first:
             raise UserError(f"{store.path}: made with other settings than {stores[0].path}; run the stage again")
+    if Path(path).is_file() and Path(path).stat().st_size:
+        with Store(path) as before:
+            if before.layers != stores[0].layers:
+                raise UserError(
+                    f"{path}: is there, is not what {stores[0].path} is a shard of, and would be lost; move it"
+                )
     with create(path, **first) as writer:
         for store in stores:
             writer.copy(store)

@@ -297,7 +297,18 @@ def prepare_backbone(backbone: nn.Module, encoder: Encoder, classifier: Path | N
     elif (file := weights_file(encoder)) is not None:
         body = getattr(backbone, "body", backbone)
         state = authors.in_timms_names(read_weights(file), encoder, body, str(file))
-        load_weights(body, state, str(file), droppable=body is backbone)
+        load_weights(body, state, str(file), body is backbone, lambda: _whole(encoder))
+
+
+def _whole(encoder: Encoder) -> dict[str, Tensor]:
+    """The tensors of timm's whole model, without data: as it is published, with what lies behind the last features."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            state = timm.create_model(encoder.name, **encoder.options).state_dict()
+    except Exception:  # of other authors, or of options that only features have: then there is nothing to know
+        return {}
+    dropped = tuple(f"{name}." for name in encoder.drop)
+    return {key: value for key, value in state.items() if not key.startswith(dropped)}
 
 
 def weights_hash(encoder: Encoder) -> str | None:

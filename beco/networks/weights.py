@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -182,12 +183,19 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
 # --- into a backbone ----------------------------------------------------------------------------------------
 
 
-def load_weights(backbone: nn.Module, state: State, source: str, droppable: bool = True) -> None:
+def load_weights(
+    backbone: nn.Module,
+    state: State,
+    source: str,
+    droppable: bool = True,
+    left_out: Callable[[], Mapping[str, Tensor]] = dict,
+) -> None:
     """Load `state` whole, in place: every parameter and statistic of the backbone must be there, with its shape.
 
     Names may carry wrappers, lack timm's dots, or be those of other programs (see `beco.networks.names`);
-    classification heads are passed over. `source` names the file in the UserError if anything is missing, too many or
-    of another shape; `droppable` says whether it may propose encoder.drop, which a transformer has no use for.
+    classification heads are passed over, and what `left_out` says that the backbone was made without, in timm's names.
+    `source` names the file in the UserError if anything is missing, too many or of another shape; `droppable` says
+    whether it may propose encoder.drop, which a transformer has no use for.
     """
     own = backbone.state_dict()
     state = in_timms_names(state, backbone)
@@ -215,6 +223,9 @@ def load_weights(backbone: nn.Module, state: State, source: str, droppable: bool
         raise UserError(f"{source}: does not fit the encoder ({misfit[0]}); check encoder.name and encoder.options")
     heads = tuple(plain(prefix) for prefix in HEAD_PREFIXES)
     surplus = [key for key in given if not key.startswith(heads)]
+    if surplus:
+        known = {plain(key): value.shape for key, value in left_out().items()}
+        surplus = [key for key in surplus if known.get(key) != given[key].shape]
     if surplus:
         raise UserError(
             f"{source}: has {len(surplus)} tensors that the encoder lacks, such as {one_line(surplus[0])}; "

@@ -175,8 +175,8 @@ def noted(folder: Path) -> Noted | None:
 def _read(path: Path) -> tuple[Line | None, list[Line]]:
     """The first line, None if there is none of ours; and the last of each label map."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        texts = path.read_bytes().split(b"\n")  # a kill may have cut the last one within a letter
+    except OSError:
         return None, []
     lines = list(_lines(texts))
     if not lines or not lines[0].keys() >= {"made_by", "files"}:
@@ -185,7 +185,7 @@ def _read(path: Path) -> tuple[Line | None, list[Line]]:
     return lines[0], list({line["label"]: line for line in pictures}.values())
 
 
-def _lines(texts: list[str]) -> Iterator[Line]:
+def _lines(texts: list[bytes]) -> Iterator[Line]:
     for text in texts:
         with suppress(ValueError):
             line = json.loads(text)

@@ -115,6 +115,17 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5"]
 
 
+def test_shards_do_not_take_the_place_of_another_kind(tmp_path: Path) -> None:
+    for name, layer in (("maps.h5", "cam"), ("shard.h5", "label"), ("all.h5", "label")):
+        with create(tmp_path / name) as writer:
+            writer.put(layer, "a", np.zeros((2, 2), np.uint8))
+    gather([tmp_path / "shard.h5"], tmp_path / "all.h5")
+    before = (tmp_path / "maps.h5").read_bytes()
+    with pytest.raises(UserError, match="maps.h5: is there, is not what .* would be lost"):
+        gather([tmp_path / "shard.h5"], tmp_path / "maps.h5")
+    assert (tmp_path / "maps.h5").read_bytes() == before
+
+
 def test_a_picture_in_two_shards_is_refused(tmp_path: Path) -> None:
     parts = [write(tmp_path / f"{n}.h5", {"a": np.full(3, n)}) for n in range(2)]
     with pytest.raises(UserError, match=r"1\.h5"):

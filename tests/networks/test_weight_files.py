@@ -13,6 +13,7 @@ import torch
 from small_encoders import MIT, encoder, full_network, loaded, refusal, save
 from torch import Tensor
 
+from beco.config import Encoder
 from beco.errors import UserError
 from beco.networks import encoders
 
@@ -24,6 +25,20 @@ def test_every_tensor_of_the_file_arrives(tmp_path: Path, state: dict[str, Tenso
     assert set(found) == {key for key in state if not key.startswith("fc.")}
     for key, value in found.items():
         assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "ghostnet_050", "rexnet_100"])
+def test_a_whole_model_of_timm_with_more_behind_its_features(tmp_path: Path, name: str) -> None:
+    """What lies between the last features and the classifier has names of each family's own."""
+    state = timm.create_model(name).state_dict()
+    body = encoders.create_backbone(Encoder(name=name), 32)
+    encoders.prepare_backbone(body, Encoder(name=name, weights=str(save(state, tmp_path / "w.safetensors"))))
+    own = getattr(body, "body", body).state_dict()
+    by_plain = {key.replace(".", "_"): value for key, value in state.items()}
+    assert all(torch.equal(value, by_plain[key.replace(".", "_")]) for key, value in own.items())
+    foreign = save({**state, "blocks_of_another.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="has 1 tensors that the encoder lacks, such as blocks_of_another_weight"):
+        encoders.prepare_backbone(body, Encoder(name=name, weights=str(foreign)))
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])

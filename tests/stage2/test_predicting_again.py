@@ -160,6 +160,18 @@ def test_a_journal_of_before_is_gone_on_with(net: Path, three: Path, tmp_path: P
     assert "3 pictures are there and kept" in predict(net, three, "-o", tmp_path / "out")
 
 
+def test_a_journal_that_was_cut_within_a_letter_costs_one_picture(net: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "laté.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    predict(net, tmp_path, "-o", tmp_path / "out")
+    path = tmp_path / "out" / journal.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex("é".encode()) + 1])
+    assert "1 pictures are there and kept" in predict(net, tmp_path, "-o", tmp_path / "out")
+    noted = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    assert [line["image"] for line in noted] == ["a.png", "laté.png"]
+
+
 def test_the_legend_is_of_the_label_maps(net: Path, three: Path, tmp_path: Path) -> None:
     predict(net, three, "-o", tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "legend.csv")
