@@ -121,7 +121,7 @@ def test_shards_do_not_take_the_place_of_another_kind(tmp_path: Path) -> None:
             writer.put(layer, "a", np.zeros((2, 2), np.uint8))
     gather([tmp_path / "shard.h5"], tmp_path / "all.h5")
     before = (tmp_path / "maps.h5").read_bytes()
-    with pytest.raises(UserError, match="maps.h5: is there, is not what .* would be lost"):
+    with pytest.raises(UserError, match=r"maps.h5: is there, is not what .* would be lost"):
         gather([tmp_path / "shard.h5"], tmp_path / "maps.h5")
     assert (tmp_path / "maps.h5").read_bytes() == before
 
