@@ -22,13 +22,13 @@ from PIL import Image
 
 from beco.artifacts.files import whole
 from beco.artifacts.folders import whole_folder
+from beco.artifacts.noted import noted as read_noted
 from beco.artifacts.pseudolabels import UNCERTAIN, PseudoLabels
 from beco.datasets.belonging import check_kind, check_label
 from beco.datasets.manifest import Manifest
 from beco.datasets.palette import read_index_png, voc_palette, write_index_png
 from beco.datasets.paths import image_id as id_of
 from beco.errors import UserError
-from beco.stage2 import journal
 
 NOWHERE = "the class names are not in these files"
 
@@ -96,7 +96,7 @@ def _in_folder(path: Path, manifest: Manifest | None) -> Source:
     Of a folder of `beco predict` its journal says which files are label maps, what the classes are and of which
     picture each map is. With a manifest a path is also known by the id that the manifest has for it, with `__` for `/`.
     """
-    noted = journal.noted(path)
+    noted = read_noted(path)
     others = noted.others if noted else frozenset()
     found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.png") if file.is_file())
     names = [name for name in found if name not in others and not name.startswith(".") and "/." not in name]

@@ -158,7 +158,7 @@ def test_the_demo_is_what_the_configuration_says() -> None:
     values = yaml.safe_load((ROOT / "config.yaml").read_text())
     config = validate_config(values)
     chosen = presets.setting("demo", None, None, "beco", None, "cpu")
-    network = config.networks["default"].model_dump()
+    network = config.networks["default"].alone.model_dump()
     network["encoder"]["weights"] = None
     assert chosen.network.model_dump() == network
     training = config.experiments["beco"].training
