@@ -173,7 +173,8 @@ def _saliency(config: Config, manifest: Manifest | None, users: list[str], group
         if manifest is not None:
             saliency.in_folder(place, manifest.split("train"))
         elif not place.is_dir():
-            raise UserError(f"{place}: no such folder; put the saliency maps there or change the path")
+            drawn = " or leave it out for the true objects" if config.dataset.format == "shapes" else ""
+            raise UserError(f"{place}: no such folder; put the saliency maps there or change the path{drawn}")
     except Problems as error:
         group.problems += [f"dataset.saliency: {line}" for line in error.lines]
     except UserError as error:
