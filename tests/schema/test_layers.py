@@ -14,6 +14,7 @@ from snakemake.utils import update_config
 from beco.cli import dataset as cli
 from beco.config import read_config_files, validate_config
 from beco.errors import UserError
+from beco.project.check import check
 
 PRESETS = ROOT / "workflow" / "presets"
 LAYERED = [
@@ -31,6 +32,12 @@ def test_layers_read_as_snakemake_lays_them(paths: list[Path], over: list[str]) 
         update_config(values, load_configfile(str(path)))
     update_config(values, parse_config(over))
     assert read_config_files(paths, over) == validate_config(values)
+
+
+@pytest.mark.parametrize("overlay", sorted(PRESETS.glob("*/shapes.yaml")), ids=lambda path: path.parent.name)
+def test_overlays_of_the_embedded_dataset_want_for_nothing(overlay: Path) -> None:
+    groups = check(read_config_files([ROOT / "config.yaml", overlay], []), elsewhere=True)
+    assert [line for group in groups if group.name != "disk" for line in group.problems] == []
 
 
 @pytest.fixture
