@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
+from timm.layers import AvgPool2dSame, Conv2dSame, to_2tuple
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -31,8 +33,11 @@ KEYS = {
     **dict.fromkeys(("features_only", "num_classes"), "take it out"),
 }
 """Arguments of timm's constructor that are told otherwise, and how. It would load a file named there by itself."""
-WHOLE = ("csatv2", "dla", "hieradet_sam2", "hrnet", "tresnet")
-"""Modules of timm whose models fail where a picture is no whole number of the deepest stride."""
+WHOLE = ("csatv2", "dla", "hieradet_sam2", "hrnet", "mobilevit", "tresnet")
+"""Modules of timm whose models fail where a picture is no whole number of the deepest stride, or end larger."""
+PADS_ITSELF = (Conv2dSame, AvgPool2dSame)
+PROBE = (65, 66)
+"""A picture that is no whole number of any stride."""
 
 
 def refuse_options(encoder: Encoder) -> None:
@@ -89,9 +94,43 @@ def other_stride(encoder: Encoder, own: int) -> OwnStride:
 
 
 def take_any_size(backbone: nn.Module, encoder: Encoder) -> None:
-    """Let a model of `WHOLE` take pictures of any size, in place."""
-    if timm.models.is_model_in_modules(encoder.name, WHOLE):
+    """Let a model take pictures of any size, in place, if it fails with them or leaves their last cells out."""
+    if timm.models.is_model_in_modules(encoder.name, WHOLE) or _leaves_out(backbone, encoder.name):
         backbone.__class__ = type(type(backbone).__name__, (AnySize, type(backbone)), {})
+
+
+def _leaves_out(backbone: nn.Module, name: str) -> bool:
+    """Whether maps have ⌊H/stride⌋ cells in place of ⌈H/stride⌉, as after patches that are cut without padding.
+
+    Tried only where some layer may do so. A layer that may is not always on the way: some reduce keys and values.
+    UserError if nothing is left of a small picture.
+    """
+    if not any(_may_leave_out(layer) for layer in backbone.modules()):
+        return False
+    info: Any = backbone.feature_info
+    was, like = backbone.training, next(backbone.parameters())
+    try:
+        with torch.no_grad():
+            maps = backbone.eval()(like.new_zeros(1, 3, *PROBE))
+    except RuntimeError as error:  # smaller than what is left of it
+        raise UserError(
+            f"encoder.name: `{name}` pads nothing at a picture's border, so that its maps lie beside what they are of; "
+            f"{KINDS}"
+        ) from error
+    finally:
+        backbone.train(was)
+    cells = [tuple(side // stride for side in PROBE) for stride in info.reduction()]
+    return any(tuple(one.shape[2:]) == fewer for one, fewer in zip(maps, cells, strict=True))
+
+
+def _may_leave_out(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return False
+    up = getattr(layer, "ceil_mode", False)
+    if isinstance(layer, PADS_ITSELF) or isinstance(layer.padding, str):
+        return False
+    sides = zip(*(to_2tuple(one) for one in (layer.kernel_size, layer.stride, layer.padding)), strict=True)
+    return any(stride > 1 and 2 * padding < kernel - (stride if up else 1) for kernel, stride, padding in sides)
 
 
 class AnySize(nn.Module):

@@ -353,8 +353,8 @@ class Labels(Section):
             )
         if self.unary == "scores" and self.crf.gt_prob != Crf.model_fields["gt_prob"].default:
             raise ValueError("crf.gt_prob: without effect with unary: scores, which believes no label; leave it out")
-        if two and power and self.foreground_power >= self.background_power:
-            raise ValueError("background_power must exceed foreground_power: the higher, the less is background")
+        if two and power and self.foreground_power > self.background_power:
+            raise ValueError("background_power must not be below foreground_power: the higher, the less is background")
         return self
 
     @model_validator(mode="after")

@@ -85,7 +85,14 @@ def test_the_mend_of_a_patch_mends(stride: int) -> None:
     assert "patch_size 8 gives maps of stride 64" in refusal(SWIN, 32, patch_size=8)
 
 
-@pytest.mark.parametrize("name", ["csatv2", "dla46_c", "hrnet_w18_small", "sam2_hiera_tiny", "tresnet_m"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("csatv2", "dla46_c", "hrnet_w18_small", "sam2_hiera_tiny", "tresnet_m"),
+        # the last cells of a picture would be left out, or stand for too many
+        *("convnext_atto", "edgenext_xx_small", "ese_vovnet19b_dw", "mobilevitv2_050"),
+    ],
+)
 def test_models_that_want_whole_cells_take_any_picture(name: str) -> None:
     backbone = copy.deepcopy(encoders.create_backbone(Encoder(name=name), 32)).eval()
     plain = timm.create_model(name, features_only=True).eval()
@@ -98,6 +105,17 @@ def test_models_that_want_whole_cells_take_any_picture(name: str) -> None:
             assert [tuple(m.shape[-2:]) for m in maps] == [(-(-size[0] // s), -(-size[1] // s)) for s in strides]
             if size == (64, 128):
                 assert all(torch.equal(one, other) for one, other in zip(maps, plain(images), strict=True))
+
+
+def test_models_that_take_any_picture_stay_as_they_are() -> None:
+    for name in ("resnet10t", "tf_efficientnet_lite0", "pvt_v2_b0"):  # the last has strides beside its way
+        assert not isinstance(encoders.create_backbone(Encoder(name=name), 32), kinds.AnySize)
+
+
+def test_maps_that_begin_within_the_picture_are_refused() -> None:
+    assert "`inception_v3` pads nothing at a picture's border, so that its maps lie beside" in refusal(
+        "inception_v3", 32
+    )
 
 
 # --- downloads ----------------------------------------------------------------------------------------------

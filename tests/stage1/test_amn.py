@@ -226,6 +226,12 @@ def test_items_are_pictures_with_both_kinds_of_labels(pictures: manifests.Manife
         assert set(item["label"].unique().tolist()) <= {0, *pictures.present(image_id), 255}
 
 
+def test_it_begins_as_published() -> None:
+    """The classifiers' weights with a standard deviation of 0.01: logits begin near 0, whatever the labels."""
+    weights = [layer.weight for layer in network().decoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert weights and all(float(one.detach().std()) == pytest.approx(0.01, rel=0.1) for one in weights)
+
+
 def test_dropout_is_of_training() -> None:
     batch = drawn(1)
     for share, differs in ((0.0, False), (0.5, True)):

@@ -115,6 +115,17 @@ def test_a_class_on_the_salient_half(limit: float, loss: float) -> None:
     assert float(found["loss_saliency"]) == pytest.approx(loss, abs=1e-6)
 
 
+def test_a_share_at_the_limit_is_not_enough() -> None:
+    """One cell of one pixel, so that nothing rounds: its share is 1 / (1 + 1e-4) in the estimate and in the limit."""
+    one = torch.ones(1, 1, 1)
+    share = float(one.sum() / (one + 1e-4).sum())
+    shares, target = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1), torch.tensor([[1.0, 0]])
+    for limit, estimate in ((share, 0), (share - 1e-6, 1)):
+        assert float(eps(2, salient_share=limit).estimate(shares, target, one, one)) == pytest.approx(
+            estimate, abs=1e-6
+        )
+
+
 @pytest.mark.parametrize(("limit", "estimate"), [(0.4, 1), (0.6, 0)])
 def test_a_class_everywhere_is_half_salient(limit: float, estimate: float) -> None:
     found = losses(eps(2, salient_share=limit), one_hot([ALL, NOWHERE, NOWHERE]), half_salient())

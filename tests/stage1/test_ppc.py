@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from two_views import SIDE, gradients, losses, network, pictures
 
 from beco.schema.stage1 import options_of
+from beco.stage1.localisers import ppc
 from beco.stage1.localisers.ppc import class_prototypes, contrast, intra, middle_ranks, pseudo_labels, rank_within
 
 
@@ -118,6 +119,16 @@ def test_the_backgrounds_prototype_is_of_background() -> None:
     assert torch.allclose(first, F.normalize(features[:2].sum(0), dim=0), atol=1e-6)
 
 
+def test_a_picture_of_dead_maps_is_no_background() -> None:
+    """Its classes' planes are 0 everywhere, and so all of it would be the background that others lack."""
+    planes = torch.zeros(3, 2, 1, 4)
+    planes[0, 0, 0] = torch.tensor([0.9, 0.1, 0.0, 0.5])
+    planes[1, 1] = 0.7  # of a class that it does not show
+    targets = torch.tensor([[1.0, 0], [1, 0], [0, 0]])  # the last shows nothing, and is all background
+    found = network("ppc", classes=2).scores(planes, targets)[:, 0, 0]
+    assert torch.allclose(found, torch.tensor([[0.1, 0.9, 1.0, 0.5], [0.0] * 4, [1.0] * 4]))
+
+
 # --- the localiser --------------------------------------------------------------------------------------------
 
 NONE = {"cross_prototype": 0.0, "cross_label": 0.0, "intra": 0.0}
@@ -162,7 +173,11 @@ def test_its_terms_are_those_of_a_second_implementation(classes: int) -> None:
                 for x in range(shown.shape[3])
             ]
         )
-        scores = torch.cat([1 - shown.max(1, keepdim=True).values, grid], 1).permute(0, 2, 3, 1).flatten(0, 2)
+        background = 1 - shown.max(1, keepdim=True).values
+        for own, target, planes_of_it in zip(background, targets, shown, strict=True):
+            if target.any() and not planes_of_it.any():
+                own.zero_()
+        scores = torch.cat([background, grid], 1).permute(0, 2, 3, 1).flatten(0, 2)
         prototypes.append(slow_prototypes(flat, scores, shown.shape[2] * shown.shape[3] // 8))
         features.append(flat / flat.norm(dim=1, keepdim=True))
 
@@ -192,6 +207,18 @@ def test_contrasts_reach_the_backbone_and_no_refinement() -> None:
     assert learnt["projection.weight"].any() and not without["projection.weight"].any()
     changed = {name.split(".")[0] for name in learnt if not torch.equal(learnt[name], without[name])}
     assert changed == {"backbone", "projection"}
+
+
+def test_prototypes_are_taken_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def watched(*given: Any) -> Tensor:
+        asked.append([one.requires_grad for one in given[:2]])
+        return class_prototypes(*given)
+
+    monkeypatch.setattr(ppc, "class_prototypes", watched)
+    assert losses(network("ppc"))["loss"].requires_grad
+    assert asked == [[False, False]] * 2
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,17 @@ def test_the_crf_starts_from_scores(seed: int) -> None:
     assert doubt[known] == pytest.approx((1 - best[-1] + best[-2])[known], abs=1e-4) and (doubt[~known] == 1).all()
 
 
+def test_equal_powers_are_one_run() -> None:
+    """As CLIP-ES has it: the background is 1 minus the best class, and every pixel has an opinion."""
+    image, cam = case(CASES[0])
+    recipe = Labels.model_validate(
+        {"background": "power", "unary": "scores", "foreground_power": 1, "background_power": 1}
+    )
+    label, _ = labels.from_crf(image, cam, VALUES, recipe)
+    best = labels.crf_posterior(image, with_background(cam, "power", 1), recipe).argmax(0)
+    assert (label == np.array([0, *VALUES])[best]).all()
+
+
 @pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
 @pytest.mark.parametrize("background", ["power", 0.15])
 def test_from_scores_it_is_pydensecrf_by_hand(backend: str, background: str | float) -> None:
@@ -195,7 +206,7 @@ def test_what_labels_are_known_by_is_what_it_was() -> None:
         ({"refine": "none", "power": 4}, "power: without effect but for background: power"),
         ({"foreground_power": 2}, "foreground_power: without effect but for background: power"),
         ({"refine": "none", "background": "power", "background_power": 8}, "background_power: without effect but"),
-        ({"background": "power", "foreground_power": 24}, "background_power must exceed foreground_power"),
+        ({"background": "power", "foreground_power": 25}, "background_power must not be below foreground_power"),
         ({"background": "power", "foreground_power": 0}, "labels.crf.foreground_power"),
         ({"background": 0.4}, "background: without effect but for refine: none, irn or import, or as a rule"),
         ({"irn": {"cam_power": 1.3}}, "irn.cam_power: without effect but for refine: irn"),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from two_views import CLASSES, PICTURES, gradients, losses, network, pictures
 
 from beco.errors import UserError
-from beco.stage1.correlation import alone, correlated, spread, stretched
+from beco.stage1.correlation import PixelCorrelation, alone, correlated, spread, stretched
 from beco.stage1.localisers.seam import emptiness
 
 
@@ -216,6 +216,13 @@ def test_the_module_alone_learns_from_its_losses() -> None:
     without = gradients(made, losses(made)["loss"])
     assert not torch.equal(without["head.weight"], learnt["head.weight"])
     assert all(torch.equal(without[key], learnt[key]) for key in learnt if key.startswith("correlation."))
+
+
+def test_the_module_begins_as_published() -> None:
+    """Its last convolution with Xavier's uniform weights times 4."""
+    weight = PixelCorrelation(8, 16).joint.weight
+    most = 4 * (6 / (weight.shape[0] + weight.shape[1])) ** 0.5
+    assert 0.98 * most < float(weight.detach().abs().max()) <= most
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:

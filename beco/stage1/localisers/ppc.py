@@ -8,10 +8,11 @@ of those that are hard against a few prototypes that are alike. A class's protot
 most of it in the batch; labels and prototypes come from the refined maps and are taken without gradient.
 
 Otherwise than in the authors' program, for WideResNet-38 and 20 classes: ranks are relative to the number of classes;
-the prototype of the background is made of the pixels that have least of the pictures' classes (`tied_background`
-gives theirs); a plane without score has a prototype of zeros, not the mean of its features turned around; a class of
-one pixel counts with it. Prototypes, and the classes that are averaged over, are those of the part of the batch at
-hand, so that `accumulate` and several processes make a difference here.
+the prototype of the background is made of the pixels that have least of the pictures' classes, in pictures where a map
+of a class lives (`tied_background` gives theirs); a plane without score has a prototype of zeros, not the mean of its
+features turned around; a class of one pixel counts with it. Prototypes, and the classes that are averaged over, are
+those of the part of the batch at hand, so that `accumulate` and several processes make a difference here. As there,
+classes that a picture does not show are contrasted with, too. On EPS, as its authors also have it, it does not stand.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ OPTIONS = {
     "cross_prototype": {
         "default": 0.1,
         "ge": 0,
-        "description": "weight of the contrast with the other view's prototypes (published: 0.1; with EPS 0.05)",
+        "description": "weight of the contrast with the other view's prototypes (published: 0.1)",
     },
     "cross_label": {
         "default": 0.1,
         "ge": 0,
-        "description": "weight of the contrast by the other view's labels (published: 0.1; with EPS 0.05)",
+        "description": "weight of the contrast by the other view's labels (published: 0.1)",
     },
     "intra": {
         "default": 0.1,
         "ge": 0,
-        "description": "weight of the contrast within a view (published: 0.1; with EPS 0.05)",
+        "description": "weight of the contrast within a view (published: 0.1)",
     },
     "background": {
         "default": 0.2,
         "gt": 0,
         "lt": 1,
-        "description": "score of the background in the labels of pixels (published: 0.2; with EPS 0.05)",
+        "description": "score of the background in the labels of pixels (published: 0.2)",
     },
     "tied_background": {
         "default": False,
@@ -99,7 +100,10 @@ class PixelToPrototype(Seam):
         """What pixels count with towards each prototype: (B, K, h, w) in [0, 1] -> (B, 1 + K, h, w)."""
         if self.options["tied_background"]:
             return F.pad(planes, (0, 0, 0, 0, 1, 0), value=self.options["background"])
-        return torch.cat([with_complement(planes * masks(targets))[:, :1], planes], 1)
+        known = planes * masks(targets)
+        # where no map of what a picture shows has come to life, all of it would pass for background
+        told = (targets == 0).all(1) | (known.flatten(1) > 0).any(1)
+        return torch.cat([with_complement(known)[:, :1] * masks(told[:, None]), planes], 1)
 
 
 def both(loss: Any, *of_views: list[Tensor]) -> Tensor:
