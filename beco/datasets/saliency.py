@@ -27,6 +27,12 @@ OUTLINE = 128
 """The saliency of outlines there, of which the masks say nothing: about half of their pixels are an object's."""
 LOOKED_AT = 24
 """Maps that are looked at for whether they are of 0 to 255."""
+DARK = 25
+"""Where none of them has more, they are not."""
+COLOURED = 8
+"""How far the three colours of a pixel may be apart in a grey picture, as JPEGs of greys have it."""
+GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Pillow's modes without colours."""
 SIZED = tuple[Path, tuple[int, int]]
 
 
@@ -84,7 +90,8 @@ def given(place: Path, manifest: Manifest, listed: Path) -> Saliency:
 def in_folder(folder: Path, manifest: Manifest) -> Saliency:
     """The maps in `folder` of the pictures of `manifest`.
 
-    UserError naming all that lack one, or one of their size; and if none of some is brighter than 1 of 255.
+    UserError naming all that lack one, or a grey one of their size without holes; and if none of some is brighter than
+    `DARK` of 255.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set dataset.saliency to the one of the saliency maps")
@@ -107,19 +114,28 @@ def in_folder(folder: Path, manifest: Manifest) -> Saliency:
 def _refuse_dark(folder: Path, found: Saliency, manifest: Manifest) -> None:
     """UserError where maps are of 0 and 1, or of 0 to 255 within 16 bits, of which the high byte is read."""
     looked = manifest.ids[:: max(len(manifest.ids) // LOOKED_AT, 1)]
-    if looked and max(int(found.plane(manifest, image_id).max()) for image_id in looked) <= 1:
+    most = max((int(found.plane(manifest, image_id).max()) for image_id in looked), default=255)
+    if most <= DARK:
         raise UserError(
-            f"{folder}: none of {len(looked)} saliency maps looked at is brighter than 1 of 255; save them with 8 bits "
-            "and 255 where an object is, not 1"
+            f"{folder}: none of {len(looked)} saliency maps looked at is brighter than {most} of 255; save them with "
+            "8 bits and 255 where an object is"
         )
 
 
 def _misfit(sized: SIZED) -> str:
-    """What is wrong with a file that should hold a map of (height, width); "" if nothing is. Its header is read."""
+    """What is wrong with a file that should hold a map of (height, width); "" if nothing is.
+
+    Its header is read, and more of one that may hold colours or holes.
+    """
     path, size = sized
     try:
         with opened(path, what="a saliency map") as picture:
             found = picture.size
+            if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+                return f"{path}: is transparent in places, which says nothing of saliency; save it without transparency"
+            grey = picture.mode in GREY
+        if not grey and int(np.ptp(read_picture(path), axis=2).max()) > COLOURED:
+            return f"{path}: holds colours, as a mask of classes does, and no greys of a saliency map; give such"
         if found != size[::-1] and read_picture(path).shape[:2] != size:  # an EXIF orientation may turn it
             return _other_size(path, found, size[::-1])
     except UserError as error:

@@ -45,7 +45,7 @@ def test_a_map_is_read_from_whatever_pillow_reads(drawn: Manifest, tmp_path: Pat
     folder = filled(tmp_path / "maps", drawn, ".tif")
     first, second, third = drawn.ids
     (folder / f"{third}.tif").unlink()
-    colours = np.zeros((48, 48, 3), np.uint8) + np.array([30, 60, 120], np.uint8)
+    colours = np.zeros((48, 48, 3), np.uint8) + np.array([68, 70, 73], np.uint8)  # a grey, but for a JPEG's rounding
     Image.fromarray(colours).save(folder / f"{third}.png")
     (folder / "notes.txt").write_text("of whom they are", encoding="utf-8")
     found = saliency.in_folder(folder, drawn)
@@ -59,7 +59,7 @@ def test_pictures_in_folders_have_maps_in_folders(tmp_path: Path) -> None:
     table.write_text(f"image_id,split,image,mask,width,height,x\n{rows}", encoding="utf-8")
     for name in ("a/b.png", "c.jpg", "0000012.bmp"):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 3), 9).save(tmp_path / "maps" / name)
+        Image.new("L", (4, 3), 200).save(tmp_path / "maps" / name)
     found = saliency.in_folder(tmp_path / "maps", manifests.read(table, tmp_path)).files
     assert found is not None
     assert {name: path.name for name, path in found.items()} == {"a__b": "b.png", "c": "c.jpg", "12": "0000012.bmp"}
@@ -81,15 +81,31 @@ def test_all_that_is_wrong_is_told_together(drawn: Manifest, tmp_path: Path) -> 
         saliency.in_folder(tmp_path / "gone", drawn)
 
 
-@pytest.mark.parametrize("value", [np.uint8(1), np.uint16(255)])
+@pytest.mark.parametrize("value", [np.uint8(1), np.uint16(255), np.uint16(1000), np.uint8(25)])
 def test_maps_of_0_and_1_are_not_taken_for_dark_ones(drawn: Manifest, tmp_path: Path, value: np.generic) -> None:
+    read = int(value) // (1 if value.dtype == np.uint8 else 256)
     folder = filled(tmp_path / "maps", drawn)
     for image_id in drawn.ids[1:]:
         Image.fromarray(np.full((48, 48), value)).save(folder / f"{image_id}.png")
     saliency.in_folder(folder, drawn)
     Image.fromarray(np.full((48, 48), value)).save(folder / f"{drawn.ids[0]}.png")
-    with pytest.raises(UserError, match="none of 3 saliency maps looked at is brighter than 1 of 255"):
+    with pytest.raises(UserError, match=f"none of 3 saliency maps looked at is brighter than {read} of 255"):
         saliency.in_folder(folder, drawn)
+
+
+def test_a_map_is_grey_and_without_holes(drawn: Manifest, tmp_path: Path) -> None:
+    folder = filled(tmp_path / "maps", drawn)
+    first, second, third = (folder / f"{image_id}.png" for image_id in drawn.ids)
+    grey = Image.open(first).convert("L")
+    mask = grey.point(lambda value: value > 20).convert("P")
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.save(first)
+    Image.merge("LA", (Image.new("L", grey.size, 255), grey)).save(second)
+    Image.merge("RGBA", (grey, grey, grey, Image.new("L", grey.size, 255))).save(third)  # as some programs save greys
+    with pytest.raises(UserError) as caught:
+        saliency.in_folder(folder, drawn)
+    assert f"{first}: holds colours, as a mask of classes does" in str(caught.value)
+    assert f"{second}: is transparent in places" in str(caught.value) and third.name not in str(caught.value)
 
 
 def test_a_damaged_map_is_said_to_be_one(drawn: Manifest, tmp_path: Path) -> None:

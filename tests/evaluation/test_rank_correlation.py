@@ -10,7 +10,7 @@ import pytest
 from results_for_tests import write_metrics
 from scipy import stats
 
-from beco.artifacts.files import write_json
+from beco.artifacts.files import read_json, write_json
 from beco.evaluation.scores.rank_correlation import LEAST, correlated, correlation_table, spearman
 from beco.evaluation.tables.table_files import write_tables
 from beco.evaluation.tables.tables import LabelSource, Results, Run
@@ -68,6 +68,10 @@ def labels_with(root: Path, **mious: float) -> list[LabelSource]:
 
 def test_points_are_pseudo_labels_of_equal_trainings(tmp_path: Path) -> None:
     labels = labels_with(tmp_path, a=0.3, b=0.4, c=0.5, d=0.6, unused=0.1)
+    for source in labels:
+        metrics = read_json(source.folder / "quality" / "metrics.json")
+        supervision = ["image labels", "saliency"] if source.name == "c" else ["image labels"]
+        write_json(source.folder / "quality" / "metrics.json", {**metrics, "supervision": supervision})
     rising = {"a": 0.2, "b": 0.3, "c": 0.4, "d": 0.5}
     runs = [
         *runs_on(tmp_path, "single", rising),
@@ -86,7 +90,7 @@ def test_points_are_pseudo_labels_of_equal_trainings(tmp_path: Path) -> None:
     assert found.loc[("single", "miou"), "labels"] == 4
     assert found.loc[("single", "miou"), "starts"] == 1 and found.loc[("beco", "miou"), "starts"] == 4
     printed = (tmp_path / "tables" / "rank_correlations.md").read_text(encoding="utf-8")
-    assert "| beco | 4 | 4 | −1.00 (" in printed
+    assert "| beco | 4 | 4 | image labels; image labels + saliency | −1.00 (" in printed
 
 
 def test_too_few_labels_make_no_table(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LEAST = 4
 """Pseudo-labels of a group, below which an order says nothing."""
 RESAMPLES = 2000
 SEED = 0
-COLUMNS = ["recipe", "experiments", "labels", "starts", "property", "correlation", "low", "high"]
+COLUMNS = ["recipe", "experiments", "labels", "starts", "supervision", "property", "correlation", "low", "high"]
 
 
 def correlation_table(
@@ -34,8 +34,9 @@ def correlation_table(
 
     `labels` is `label_tables.label_table`; its rows of the labels' first split count. `experiments` names the group's,
     `labels` counts its pseudo-labels, `starts` the weights that the networks started from, of which more than one is a
-    second difference between them, `correlation` is Spearman's, from −1 to 1, empty where a property or the mIoU is
-    the same everywhere or unknown, and `low` and `high` are its 95 % interval.
+    second difference between them, as is more than one `supervision` that the labels were made from. `correlation` is
+    Spearman's, from −1 to 1, empty where a property or the mIoU is the same everywhere or unknown, and `low` and `high`
+    are its 95 % interval.
     """
     known = labels.drop_duplicates("labels").set_index("labels")
     rows = []
@@ -44,9 +45,10 @@ def correlation_table(
         points = group.groupby("labels", sort=False)["miou"].mean()
         if len(points) < LEAST:
             continue
+        of = known.loc[points.index]
+        told = (recipe, ";".join(names), len(points), group["start"].nunique(), ";".join(of["supervision"].unique()))
         for name in properties:
-            found, low, high = correlated(known.loc[points.index, name].to_numpy(float), points.to_numpy(float))
-            rows.append((recipe, ";".join(names), len(points), group["start"].nunique(), name, found, low, high))
+            rows.append((*told, name, *correlated(of[name].to_numpy(float), points.to_numpy(float))))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

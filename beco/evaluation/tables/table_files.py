@@ -37,7 +37,7 @@ CORRELATIONS_NOTE = (
     "Spearman's rank correlation between a property of the labels (training split) and the mIoU of the networks that "
     "learn from them, over pseudo-labels; in brackets: its 95 % interval (bootstrap over the pseudo-labels). Starts: "
     "weights that these networks began with; several (weights: classifier) tell in the result as the labels do, and "
-    "networks.<name>.start names one source for all."
+    "networks.<name>.start names one source for all. Supervision: what the labels were made from."
 )
 MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
 FIRST_NOTE = (
@@ -184,9 +184,11 @@ def _correlations(correlations: pd.DataFrame) -> Printed:
     for (recipe, experiments), group in correlations.groupby(["recipe", "experiments"], sort=False):
         texts = {row["property"]: _coefficient(row) for row in group.to_dict("records")}
         named = str(experiments).replace(";", ", ")
-        counts = group["labels"].iloc[0], group["starts"].iloc[0]
-        rows.append([recipe, *counts, *(texts[name] for name in names), named])
-    return ["recipe", "pseudo-labels", "starts", *(name.replace("_", " ") for name in names), "experiments"], rows
+        first = group.iloc[0]
+        told = first["labels"], first["starts"], first["supervision"].replace(";", "; ")
+        rows.append([recipe, *told, *(texts[name] for name in names), named])
+    properties = [name.replace("_", " ") for name in names]
+    return ["recipe", "pseudo-labels", "starts", "supervision", *properties, "experiments"], rows
 
 
 def _coefficient(row: Mapping[Any, Any]) -> str:
