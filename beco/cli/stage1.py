@@ -171,6 +171,9 @@ def cams(
     saliency: Annotated[
         Path | None, typer.Option(help="saliency maps of these pictures, likewise; see train-classifier")
     ] = None,
+    options: Annotated[
+        str | None, typer.Option(help="settings of the method that concern its maps alone: YAML text or file")
+    ] = None,
     shard: Shard = "1-of-1",
     device: Device = "auto",
     threads: Threads = 1,
@@ -186,7 +189,7 @@ def cams(
     pictures = manifests.read(manifest, root).split(split)
     compute = Compute(device, threads)
     inputs = Inputs(labels, saliency=maps.given(saliency, pictures, manifest) if saliency else None)
-    views.infer(pictures, classifier, read_settings(Cam, settings), compute, shard, output, inputs)
+    views.infer(pictures, classifier, read_settings(Cam, settings), compute, shard, output, inputs, options)
 
 
 @app.command()

@@ -42,6 +42,7 @@ class Option(Section):
     le: Number | None = None
     multiple_of: Number | None = None
     choices: Annotated[list[Any], Field(min_length=1)] | None = None
+    of_maps: StrictBool = Field(False, description="no training looks at it, and only maps follow from it")
     want: dict[Any, tuple[Input, ...]] = Field({}, description="what a choice wants besides INPUTS")
     tried: Any = Field(None, description="its value in the trials of `beco plan`, whose networks know next to nothing")
 
@@ -55,6 +56,8 @@ class Option(Section):
         given = [key for key in BOUNDS if getattr(self, key) is not None]
         if given and (type(self.default) not in (int, float) or self.choices is not None):
             raise ValueError(f"{given[0]}: is for a default that is a number, and without choices; leave it out")
+        if self.of_maps and self.want:
+            raise ValueError("of_maps: what a choice wants is wanted by the training; leave out one of the two")
         if strange := [value for value in self.want if value not in (self.choices or [])]:
             raise ValueError(f"want: `{strange[0]}` is none of the choices; write one of them")
         for key, values in (("default", [self.default]), ("tried", tried)):

@@ -91,6 +91,12 @@ class Source(Section):
         """
         return {name: one.tried for name, one in _options(self.method).items() if one.tried is not None}
 
+    def parted_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options of its training, and those that only its maps follow from."""
+        late = options_of(self.method, of_maps=True).model_fields
+        own = {name: value for name, value in self.options.items() if name not in late}
+        return own, {name: self.options[name] for name in late}
+
     @model_validator(mode="after")
     def _as_its_method_wants(self) -> Source:
         object.__setattr__(self, "options", read_options(self.method, self.options))
@@ -119,14 +125,16 @@ def read_options(method: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def options_of(method: str) -> type[Section]:
-    """The settings of a localiser's own as a section, from the OPTIONS of its file.
+def options_of(method: str, of_maps: bool = False) -> type[Section]:
+    """The settings of a localiser's own as a section, from the OPTIONS of its file; `of_maps`: those that no training
+    looks at alone.
 
-    Each is `name: {default, description}` and, where there are any, its bounds `gt`, `ge`, `lt`, `le`, `multiple_of` or
-    its `choices`, with what some of them `want`, see `inputs_of`. Its type is the default's. Those of the localiser
-    that the file EXTENDS, and of what that one does, come first, unless it has its own.
+    Each is `name: {default, description}` and, where there are any, `of_maps: True`, its bounds `gt`, `ge`, `lt`, `le`,
+    `multiple_of` or its `choices`, with what some of them `want`, see `inputs_of`. Its type is the default's. Those of
+    the localiser that the file EXTENDS, and of what that one does, come first, unless it has its own.
     """
-    fields: dict[str, Any] = {name: option.field() for name, option in _options(method).items()}
+    options = {name: option for name, option in _options(method).items() if option.of_maps or not of_maps}
+    fields: dict[str, Any] = {name: option.field() for name, option in options.items()}
     said = f"What is set of `{method}` alone; what it computes is told by its file."
     return create_model(f"Options of {method}", __base__=Section, __doc__=said, **fields)
 

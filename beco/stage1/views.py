@@ -9,8 +9,9 @@ import torch
 from beco.artifacts import store, supervision
 from beco.artifacts.files import file_hash
 from beco.artifacts.shards import shard_ids
-from beco.config import Cam
+from beco.config import Cam, read_settings
 from beco.datasets.manifest import Manifest
+from beco.schema.stage1 import options_of
 from beco.stage1.localisers.base import Inputs
 from beco.stage1.maps import CELLS
 from beco.stage1.train import load
@@ -26,16 +27,20 @@ def infer(
     shard: str,
     output: Path,
     inputs: Inputs | None = None,
+    options: str | None = None,
 ) -> None:
     """Write the CAMs of one shard of `manifest` (one split) as a store with the layer `cam`.
 
     Per picture: (K', ⌈h/4⌉, ⌈w/4⌉) float16 in [0, 1] for its K' classes, with the attribute `classes` holding their
-    label values (1…K); h, w are the picture's size after `settings.resize`.
+    label values (1…K); h, w are the picture's size after `settings.resize`. `options`, YAML text or the name of a file:
+    settings of its method that no training looks at, in place of those that the network says.
     """
     torch.set_num_threads(compute.threads)
     device = compute.chosen
     network, classes = load(classifier, manifest.classes)
     network = network.eval().to(device).to(memory_format=layout(device))
+    late = read_settings(options_of(network.method, of_maps=True), options, "--options")
+    network.options = {**network.options, **late.model_dump(exclude_unset=True)}
     given = (inputs or Inputs()).checked(network.method, network.options, "MAP_INPUTS")
     network.prepare(manifest, given)
     ids = shard_ids(manifest.ids, shard)

@@ -18,16 +18,17 @@ from own_methods import edits, forget_code
 from beco.artifacts import sources
 from beco.artifacts.files import read_json
 from beco.artifacts.store import Store
-from beco.config import Cam, Classifier, validate_config
+from beco.config import Cam, Classifier, Labels, validate_config
 from beco.datasets import manifest as manifests
 from beco.datasets import shapes, voc
 from beco.errors import UserError
 from beco.networks.encoders import load_network
 from beco.schema import Shapes
 from beco.schema.slots import LOCALISERS
-from beco.schema.stage1 import options_of
+from beco.schema.stage1 import Source, options_of
 from beco.stage1 import localisers, train, views
 from beco.stage1.localisers.base import Inputs
+from beco.stage1.refine import labels
 from beco.training.trainer import Compute
 
 TOY = '''"""A toy: the classifier's loss, and a second on the maxima of its maps; mapped by a power of their share."""
@@ -111,9 +112,21 @@ def test_a_file_is_a_localiser() -> None:
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     name: str, pictures: manifests.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trained(pictures, wanted(name), tmp_path / "whole")
     entry = LOCALISERS.entry(name)
-    given = entry.losses
+    given, asked = entry.losses, set()
+
+    class Watched(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            asked.add(key)
+            return super().__getitem__(key)
+
+    def watching(self: Any, *rest: Any) -> Any:
+        self.options = Watched(self.options)
+        return given(self, *rest)
+
+    monkeypatch.setattr(entry, "losses", watching)
+    whole = trained(pictures, wanted(name), tmp_path / "whole")
+    assert not asked & options_of(name, of_maps=True).model_fields.keys()
 
     def stop(self: Any, images: Any, batch: Any, step: int, *rest: Any) -> Any:
         if step == 2:
@@ -144,6 +157,15 @@ def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifest
         found[batch, shard] = Store(path)
     alone = found[1, "1-of-1"]
     assert alone.ids("cam") == chosen.ids
+    for recipe in (
+        {"refine": "none", "background": "otsu"},
+        {"refine": "crf"},
+        {"background": "power", "unary": "scores"},
+    ):
+        labels.make(chosen, tmp_path / "1.1-of-1.h5", Labels.model_validate(recipe), "1-of-1", tmp_path / "labels.h5")
+        with Store(tmp_path / "labels.h5") as made:
+            found_labels = {value for one in chosen.ids for value in np.unique(made.get("label", one)).tolist()}
+        assert found_labels <= {0, 255, *range(1, len(chosen.classes) + 1)}
     wants = LOCALISERS.fact(name, "INPUTS")
     made_from = ["image labels", *["unknown"] * ("labels" in wants), *["true objects"] * ("saliency" in wants)]
     made_from += ["captions"] * ("text" in wants)
@@ -155,6 +177,31 @@ def test_its_maps_are_those_of_any_batch_and_shard(name: str, pictures: manifest
         assert planes.shape[0] == len(chosen.present(image_id)) and 0 <= planes.min() <= planes.max() <= 1
         among = next(store for key, store in found.items() if key[0] == 8 and image_id in store.ids("cam"))
         assert np.abs(among.get("cam", image_id) - planes).max() < 4e-3
+
+
+def test_settings_of_maps_are_given_with_the_maps(pictures: manifests.Manifest, tmp_path: Path) -> None:
+    """In place of the network's own; those of a training are refused, and a source parts the two."""
+    chosen, settings = pictures.split("train"), Cam(scales=[1])
+    given = wanted("recam", 1)
+    trained(pictures, given, tmp_path)
+
+    def maps_with(options: str | None, network: Path = tmp_path) -> list[np.ndarray[Any, Any]]:
+        path = tmp_path / "cams.h5"
+        given = (chosen, network / "classifier.safetensors", settings, Compute("cpu"), "1-of-1", path, None, options)
+        views.infer(*given)
+        with Store(path) as made:
+            return [made.get("cam", image_id) for image_id in chosen.ids]
+
+    def same(first: list[Any], second: list[Any]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+    trained(pictures, wanted("recam", 1, maps="first"), tmp_path / "first")
+    assert same(maps_with(None, tmp_path / "first"), maps_with("{maps: first}"))
+    assert same(maps_with(None), maps_with("{maps: product}")) and not same(maps_with(None), maps_with("{maps: first}"))
+    with pytest.raises(UserError, match="--options: weight: unknown key"):
+        maps_with("{weight: 2}")
+    source = Source.model_validate({"method": "recam", "start": "cam", "options": {"maps": "second", "weight": 0.1}})
+    assert source.parted_options() == ({"weight": 0.1}, {"maps": "second"})
 
 
 @pytest.mark.parametrize("name", NAMES)

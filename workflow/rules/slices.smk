@@ -80,8 +80,10 @@ def map_labels(wildcards):
 
 
 def map_inputs(wildcards):
-    """The same as options of `beco cams`."""
-    return [word for path in map_labels(wildcards) for word in ("--labels", path)]
+    """The same and its method's own settings of maps, as options of `beco cams`."""
+    labels = [word for path in map_labels(wildcards) for word in ("--labels", path)]
+    own = source_of(wildcards).parted_options()[1]
+    return [*labels, *(["--options", json.dumps(own)] if own else [])]
 
 
 def map_saliency_option(wildcards):

@@ -28,7 +28,7 @@ rule train_classifier:
     params:
         method=lambda wildcards: source_of(wildcards).method,
         settings=lambda wildcards: source_of(wildcards).classifier.model_dump_json(),
-        options=lambda wildcards: json.dumps(source_of(wildcards).options),
+        options=lambda wildcards: json.dumps(source_of(wildcards).parted_options()[0]),
         inputs=localiser_inputs,
         watched=watched_by_localiser,
         code=localiser_code("beco.stage1.train"),

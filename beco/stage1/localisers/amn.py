@@ -53,6 +53,7 @@ OPTIONS = {
     "dropout": {"default": 0.1, "ge": 0, "lt": 1, "description": "share of the features dropped in training"},
     "dropout_in_maps": {
         "default": False,
+        "of_maps": True,
         "description": "drop them for the maps, too, which is random by picture (original)",
     },
 }

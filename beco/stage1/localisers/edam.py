@@ -60,11 +60,13 @@ OPTIONS = {
         "default": 0.2,
         "ge": 0,
         "lt": 1,
+        "of_maps": True,
         "description": "share of `theta_of` above which a pixel is salient (published: 0.2)",
     },
     "theta_of": {
         "default": 255,
         "choices": [255, 100],
+        "of_maps": True,
         "description": "the most salient value, or (original code) 100, so that a theta of 0.2 means 20 of 255",
     },
 }

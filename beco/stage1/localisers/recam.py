@@ -31,6 +31,7 @@ OPTIONS = {
     "maps": {
         "default": "product",
         "choices": ["product", "first", "second"],
+        "of_maps": True,
         "description": "whose weights make the maps: both classifiers' multiplied (published), or those of one alone. "
         "A product is above 0 also where both are below, for features of other classes",
     },
