@@ -58,18 +58,23 @@ def validate_config(values: dict[str, Any], where: str = "config", origin: Origi
     """Check a whole configuration; `origin` as in `validate`.
 
     `training` is the base of every experiment's own `training`, `classifier` and `cam` are those of every source's, and
-    names of `encoders` are replaced by what they stand for, so that each section is complete in itself.
+    names of `encoders` are replaced by what they stand for, so that each section is complete in itself. Experiments and
+    comparisons that are null are left out, as a layer says of those of the file below.
     """
     if isinstance(values, dict):
         named = values.get("encoders")
         known = named if isinstance(named, dict) else {}
         values = {k: v if k == "encoders" else _with_encoders(v, known, where) for k, v in values.items()}
         values.setdefault("sources", {"cam": {}})
+        for section in TAKEN_OUT:
+            if isinstance(entries := values.get(section), dict):
+                values[section] = {name: entry for name, entry in entries.items() if entry is not None}
         for section, keys in COMMON.items():
             values = _with_common(values, section, keys)
     return validate(Config, values, where, origin)
 
 
+TAKEN_OUT = ("experiments", "comparisons")
 COMMON = {"experiments": ("training",), "sources": ("classifier", "cam")}
 """Sections by name, and what of the whole configuration is the base of each entry's own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from results_for_tests import write_metrics
 from scipy import stats
 
 from beco.artifacts.files import read_json, write_json
-from beco.evaluation.scores.rank_correlation import LEAST, correlated, correlation_table, spearman
+from beco.evaluation.scores.rank_correlation import LEAST, by_chance, correlated, correlation_table, spearman
 from beco.evaluation.tables.table_files import write_tables
 from beco.evaluation.tables.tables import LabelSource, Results, Run
 
@@ -45,6 +46,16 @@ def test_interval_is_that_of_resampled_points() -> None:
 @pytest.mark.parametrize("values", [[0.1, 0.1, 0.1, 0.1], [0.1, np.nan, 0.3, 0.4]])
 def test_nothing_is_said_of_constants_and_gaps(values: list[float]) -> None:
     assert np.isnan(correlated(np.array(values), np.array([1.0, 2, 3, 4]))).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_how_often_an_order_at_random_is_as_far_from_zero(seed: int) -> None:
+    first, second = np.random.default_rng(seed).random((2, 5)).round(1)
+    slow = [stats.spearmanr(order, second).statistic for order in itertools.permutations(first)]
+    own = abs(stats.spearmanr(first, second).statistic)
+    assert by_chance(first, second) == pytest.approx(np.mean([abs(one) >= own - 1e-9 for one in slow]), abs=1e-9)
+    assert by_chance(np.arange(4.0), np.arange(4.0)) == pytest.approx(2 / 24)
+    assert by_chance(np.arange(11.0), np.arange(11.0)) < 0.001 and np.isnan(by_chance(np.ones(4), second[:4]))
 
 
 def runs_on(root: Path, recipe: str, scores: dict[str, float], seed: int = 0, steps: int = 9) -> list[Run]:
@@ -90,7 +101,7 @@ def test_points_are_pseudo_labels_of_equal_trainings(tmp_path: Path) -> None:
     assert found.loc[("single", "miou"), "labels"] == 4
     assert found.loc[("single", "miou"), "starts"] == 1 and found.loc[("beco", "miou"), "starts"] == 4
     printed = (tmp_path / "tables" / "rank_correlations.md").read_text(encoding="utf-8")
-    assert "| beco | 4 | 4 | image labels; image labels + saliency | −1.00 (" in printed
+    assert "| beco | 4 | 4 | image labels; image labels + saliency | −1.00 (−1.00 to −1.00), p 0.083 |" in printed
 
 
 def test_too_few_labels_make_no_table(tmp_path: Path) -> None:

@@ -40,6 +40,16 @@ def test_overlays_of_the_embedded_dataset_want_for_nothing(overlay: Path) -> Non
     assert [line for group in groups if group.name != "disk" for line in group.problems] == []
 
 
+def test_a_layer_takes_out_what_is_below(tmp_path: Path) -> None:
+    (tmp_path / "over.yaml").write_text("experiments: {single: null, mine: {recipe: beco, labels: crf}}\n")
+    below = read_config_files([ROOT / "config.yaml"], [])
+    found = read_config_files([ROOT / "config.yaml", tmp_path / "over.yaml"], [])
+    assert [*found.experiments] == [*(name for name in below.experiments if name != "single"), "mine"]
+    none = ", ".join(f"{name}: null" for name in below.experiments)
+    with pytest.raises(UserError, match=r"experiments: .*at least 1"):
+        read_config_files([ROOT / "config.yaml"], [f"experiments={{{none}}}"])
+
+
 @pytest.fixture
 def layers(tmp_path: Path) -> list[Path]:
     """The tiny configuration in two files, neither of which is one by itself."""

@@ -33,7 +33,7 @@ rule train_classifier:
         watched=watched_by_localiser,
         code=localiser_code("beco.stage1.train"),
     message:
-        "Training the localiser `{wildcards.source}` on image-level labels"
+        "Training the localiser `{wildcards.source}`"
     shell:
         "beco --log {log:q} train-classifier --manifest {input.manifest:q} --root {resources.root:q}"
         " --method {params.method} --options {params.options:q} {params.inputs:q} {resources.saliency}"

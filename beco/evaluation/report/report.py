@@ -27,8 +27,8 @@ from beco.evaluation.report import curves, figures
 from beco.evaluation.report.gallery import labels_gallery, results_gallery
 from beco.evaluation.report.layers import ERRORS, SAFE, VOID_COLOUR
 from beco.evaluation.scores.quality import not_as_asked
-from beco.evaluation.tables import comparisons, label_tables, pairs, tables
-from beco.evaluation.tables.table_files import DIFFERENCES_NOTE, FIRST_NOTE, MEAN_NOTE, SUPERVISION_NOTE, over_pictures
+from beco.evaluation.scores.rank_correlation import correlation_table
+from beco.evaluation.tables import comparisons, label_tables, pairs, table_files, tables
 from beco.evaluation.tables.tables import LabelSource, MapSource, Results, Run, mean_std, percent
 from beco.schema.slots import RECIPES
 
@@ -91,13 +91,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "anchor": _anchor}
-    environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": over_pictures}
+    environment.globals |= {"mean_std": mean_std, "spread": tables.spread, "over_pictures": table_files.over_pictures}
     environment.globals |= {
-        "supervision_note": SUPERVISION_NOTE,
+        "supervision_note": table_files.SUPERVISION_NOTE,
         "errors": ERRORS,
-        "differences_note": DIFFERENCES_NOTE,
-        "mean_note": MEAN_NOTE,
-        "first_note": FIRST_NOTE,
+        "differences_note": table_files.DIFFERENCES_NOTE,
+        "mean_note": table_files.MEAN_NOTE,
+        "first_note": table_files.FIRST_NOTE,
+        "correlations_note": table_files.CORRELATIONS_NOTE,
     }
     return environment
 
@@ -141,6 +142,7 @@ def _numbers(runs: list[Run], label_sources: list[LabelSource], published: Mappi
             for index, row in enumerate(labels.to_dict("records"))
         ],
         "not_as_asked": _not_as_asked(label_sources),
+        "correlations": table_files.printed_correlations(correlation_table(runs, labels)),
         "class_table": classes,
         "figures": {name: Markup(plot) if plot else None for name, plot in plots.items()},
         "summary": summary(recipes, [run.metrics().get("reason") for run in runs]),

@@ -3,7 +3,8 @@
 Trainings with the same settings on several pseudo-labels are one group; each of its pseudo-labels is one point.
 Spearman's coefficient between a property of the labels and the networks' mIoU says whether the order of one is that of
 the other; its interval is that of a percentile bootstrap over the points (Efron & Tibshirani 1993), i.e. what other
-pseudo-labels of the same kind would have given.
+pseudo-labels of the same kind would have given. Of an order that is perfect it has no width, however few the points
+are, so there stands also how often an order at random would be as far from 0.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ PROPERTIES = ("miou", "precision", "recall", "boundary_iou", "pixel_accuracy", "
 LEAST = 4
 """Pseudo-labels of a group, below which an order says nothing."""
 RESAMPLES = 2000
+ORDERS = 10_000
+"""Random orders; all of them where there are fewer."""
 SEED = 0
-COLUMNS = ["recipe", "experiments", "labels", "starts", "supervision", "property", "correlation", "low", "high"]
+COLUMNS = ["recipe", "experiments", "labels", "starts", "supervision", "property", "correlation", "low", "high", "p"]
 
 
 def correlation_table(
@@ -35,8 +38,8 @@ def correlation_table(
     `labels` is `label_tables.label_table`; its rows of the labels' first split count. `experiments` names the group's,
     `labels` counts its pseudo-labels, `starts` the weights that the networks started from, of which more than one is a
     second difference between them, as is more than one `supervision` that the labels were made from. `correlation` is
-    Spearman's, from −1 to 1, empty where a property or the mIoU is the same everywhere or unknown, and `low` and `high`
-    are its 95 % interval.
+    Spearman's, from −1 to 1, empty where a property or the mIoU is the same everywhere or unknown, `low` and `high` are
+    its 95 % interval, and `p` is that of `by_chance`.
     """
     known = labels.drop_duplicates("labels").set_index("labels")
     rows = []
@@ -48,7 +51,8 @@ def correlation_table(
         of = known.loc[points.index]
         told = (recipe, ";".join(names), len(points), group["start"].nunique(), ";".join(of["supervision"].unique()))
         for name in properties:
-            rows.append((*told, name, *correlated(of[name].to_numpy(float), points.to_numpy(float))))
+            both = of[name].to_numpy(float), points.to_numpy(float)
+            rows.append((*told, name, *correlated(*both), by_chance(*both)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -93,6 +97,30 @@ def correlated(first: np.ndarray, second: np.ndarray) -> tuple[float, float, flo
         return np.nan, np.nan, np.nan
     low, high = np.quantile(every, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return found, float(low), float(high)
+
+
+def by_chance(first: np.ndarray, second: np.ndarray) -> float:
+    """The share of all orders of `first`, or of `ORDERS` random ones, whose coefficient is at least as far from 0: a
+    two-sided permutation test. NaN where there is no coefficient.
+    """
+
+    def of_orders(orders: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = np.moveaxis(orders, axis, -1).reshape(-1, len(second))
+        found = spearman(rows, np.broadcast_to(second, rows.shape))
+        return np.abs(found).reshape(np.moveaxis(orders, axis, -1).shape[:-1])
+
+    if np.isnan(first).any() or np.isnan(second).any() or np.isnan(of_orders(first)):
+        return np.nan
+    found = stats.permutation_test(
+        (first,),
+        of_orders,
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=ORDERS,
+        vectorized=True,
+        rng=np.random.default_rng(SEED),
+    )
+    return float(found.pvalue)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:

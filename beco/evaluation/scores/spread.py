@@ -15,8 +15,11 @@ FLOODED = 0.3
 """Share of background that photographs exceed as a whole: of 828 pictures of VOC 74 % is, by their masks."""
 MANY = 0.2
 """Share of pictures that is more than a few odd ones; of those 828 3 % are background alone, 0.5 % objects alone."""
-MEND_FLOOD = "raise `background` of its recipe (refine: none), or `foreground_threshold` and `background_threshold`"
-MEND_MISS = "lower `background` of its recipe (refine: none), or `foreground_threshold` and `background_threshold`"
+MEND = (
+    "{0} its recipe's `background` (refine: none or irn), `foreground_threshold` and `background_threshold` (crf); "
+    "if a rule such as otsu finds the score, write a number in its place, or {0} `foreground_margin` and {1} "
+    "`background_margin` (crf)"
+)
 
 
 def spread_of(label: NDArray[np.uint8], shows: bool) -> NDArray[np.int64]:
@@ -51,11 +54,11 @@ def warnings(found: dict[str, Any]) -> list[str]:
     if found["background"] < FLOODED or found["all_object"] > MANY:
         lines.append(
             f"the class maps flood the pictures: {found['background']:.0%} of the pixels are background, and "
-            f"{found['all_object']:.0%} of the pictures have none; {MEND_FLOOD}"
+            f"{found['all_object']:.0%} of the pictures have none; {MEND.format('raise', 'lower')}"
         )
     if found["all_background"] > MANY:
         lines.append(
             f"objects are missed: {found['all_background']:.0%} of the pictures that show a class are background "
-            f"alone; {MEND_MISS}"
+            f"alone; {MEND.format('lower', 'raise')}"
         )
     return lines

@@ -35,9 +35,11 @@ DIFFERENCES_NOTE = (
 )
 CORRELATIONS_NOTE = (
     "Spearman's rank correlation between a property of the labels (training split) and the mIoU of the networks that "
-    "learn from them, over pseudo-labels; in brackets: its 95 % interval (bootstrap over the pseudo-labels). Starts: "
-    "weights that these networks began with; several (weights: classifier) tell in the result as the labels do, and "
-    "networks.<name>.start names one source for all. Supervision: what the labels were made from."
+    "learn from them, over pseudo-labels; in brackets: its 95 % interval (bootstrap over the pseudo-labels), which has "
+    "no width where the order is perfect, however few they are; p: how often an order at random is as far from 0. That "
+    "labels of one localiser are more alike than others neither knows. Starts: weights that these networks began with; "
+    "several (weights: classifier) tell in the result as the labels do, and networks.<name>.start names one source for "
+    "all. Supervision: what the labels were made from."
 )
 MEAN_NOTE = f"mIoU and boundary IoU are means over classes and background: {MEAN_RULE}."
 FIRST_NOTE = (
@@ -68,7 +70,9 @@ def write_tables(results: Results, output: Path) -> None:
     write_table(output / "classifier.csv", ap, _classifier(ap))
     correlations = correlation_table(results.runs, labels)
     if not correlations.empty:
-        write_table(output / "rank_correlations.csv", correlations, _correlations(correlations), CORRELATIONS_NOTE)
+        write_table(
+            output / "rank_correlations.csv", correlations, printed_correlations(correlations), CORRELATIONS_NOTE
+        )
     write_csv(class_table(results.runs, results.labels), output / "per_class.csv")
     write_csv(every, output / "runs.csv")
 
@@ -177,7 +181,7 @@ def _classifier(ap: pd.DataFrame) -> Printed:
     return ["source", "class", "AP (%)"], rows
 
 
-def _correlations(correlations: pd.DataFrame) -> Printed:
+def printed_correlations(correlations: pd.DataFrame) -> Printed:
     """One line a group of experiments, one column a property."""
     names = list(dict.fromkeys(correlations["property"]))
     rows: list[list[object]] = []
@@ -194,9 +198,12 @@ def _correlations(correlations: pd.DataFrame) -> Printed:
 def _coefficient(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["correlation"]):
         return "–"
-    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[key] for key in ("correlation", "low", "high"))).replace(
-        "-", "−"
-    )
+    numbers = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[key] for key in ("correlation", "low", "high")))
+    return f"{numbers}, p {_p(row['p'])}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 # --- formats ------------------------------------------------------------------------------------------------
