@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,7 +163,7 @@ def plan(
         measured.benchmarked(listed, against)  # refuses a wrong folder before the minutes of a trial
     if known is None:
         typer.echo("trying the road on few pictures, some minutes (or give --rates FILE) …", err=True)
-        known = trial.here(checked, counted, listed)
+        known = trial.here(checked, counted, listed, partial(typer.echo, err=True))
     made = report.Plan(checked, counted, listed, known)
     values = report.as_json(made, parallel)
     typer.echo(report.as_text(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from beco.training.trainer import choose_device, describe
 WORK = 80.0  # seconds of work, beyond imports, that the second size is chosen for
 MOST = 20  # times the first size that the second may be
 LONG = 40.0, 150.0  # seconds of a processor that a job of the first and of the second size may take
+TELL = 10.0  # seconds between two words of how far a trial is
 SPARE = 0.9  # of the free memory is what a job may take
 COLUMNS = ("amount", "clock", "processor", "imports_clock", "imports_processor", "modules", "memory", "disk")
 """What is known of a job at a size: pictures (learnt from, or looked at), seconds, of them for imports, how many
@@ -103,8 +105,11 @@ def amount(job: Job, pictures: int) -> float:
     return job.learnt or pictures / job.shards
 
 
-def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
-    """Walk the road on this machine at two sizes; with smaller batches or pictures if a job is too large for it."""
+def here(config: Config, pictures: Pictures, jobs: list[Job], tell: Callable[[str], None] = lambda _: None) -> Trial:
+    """Walk the road on this machine at two sizes; with smaller batches or pictures if a job is too large for it.
+
+    `tell` hears now and then how far it is, in words.
+    """
     device = choose_device(config.compute.device)
     begun = time.perf_counter()
     trial = Trial(describe(device), device.type == "cuda", [])
@@ -115,11 +120,11 @@ def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
             folder = place / str(number)
             trial.part, trial.took = cut.part, {}
             least = cut.together(batch)
-            stopped = _walk(trial, config, pictures, cut, folder / "first", least)
+            stopped = _walk(trial, config, pictures, cut, folder / "first", least, tell)
             if not stopped:
                 work = sum(points[0]["processor"] - points[0]["imports_processor"] for points in trial.took.values())
                 least *= int(min(max(WORK / max(work, 0.1), 3), MOST))
-                stopped = _walk(trial, config, pictures, cut, folder / "second", least)
+                stopped = _walk(trial, config, pictures, cut, folder / "second", least, tell)
             if not stopped:
                 break
             trial.notes.append(stopped)
@@ -132,7 +137,15 @@ def here(config: Config, pictures: Pictures, jobs: list[Job]) -> Trial:
     return trial
 
 
-def _walk(trial: Trial, config: Config, pictures: Pictures, cut: Cut, folder: Path, least: int) -> str:
+def _walk(
+    trial: Trial,
+    config: Config,
+    pictures: Pictures,
+    cut: Cut,
+    folder: Path,
+    least: int,
+    tell: Callable[[str], None] = lambda _: None,
+) -> str:
     """Walk the road once, and lay what each job took into `trial`; what was too large, or ""."""
     train, val = sizes(pictures, least)
     values = small(config, pictures, pictures.small(folder / "pictures", train, val, cut.part), train, cut)
@@ -140,7 +153,15 @@ def _walk(trial: Trial, config: Config, pictures: Pictures, cut: Cut, folder: Pa
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
     memory = psutil.virtual_memory().available * SPARE
-    found = walked(values, folder / "road", train, LONG[bool(trial.took)], memory)
+    told = time.monotonic()
+
+    def far(done: int, jobs: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > TELL:
+            told = time.monotonic()
+            tell(f"  {folder.name} of two sizes: {done} of {jobs} jobs")
+
+    found = walked(values, folder / "road", train, LONG[bool(trial.took)], memory, far)
     for job, took in found:
         if took["stopped"]:
             return f"{job.name}: takes too much {took['stopped']} here as it is"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from beco.errors import UserError
 from beco.plan.job import LIMITS, SUFFIX
 
 SNAKEFILE = Path("workflow") / "Snakefile"
+STEPS = re.compile(r"(\d+) of (\d+) steps \(")
+"""How Snakemake says how far it is."""
 # What Snakemake knows of a job it tells a plugin for its logs, and nobody else, as values.
 PLUGIN = """
 import json, os
@@ -74,12 +76,18 @@ def asked(values: dict[str, Any], folder: Path, train: int) -> list[Job]:
 
 
 def walked(
-    values: dict[str, Any], folder: Path, train: int, seconds: float, memory: float
+    values: dict[str, Any],
+    folder: Path,
+    train: int,
+    seconds: float,
+    memory: float,
+    tell: Callable[[int, int], None] = lambda *_: None,
 ) -> list[tuple[Job, dict[str, Any]]]:
     """Walk the road of a configuration in the new `folder`: its jobs, and what each took.
 
     A job may use `seconds` of a processor and `memory` bytes; the first that goes beyond ends it all, and is in the
-    answer with a `stopped` that is not "". UserError where the workflow fails otherwise.
+    answer with a `stopped` that is not "". UserError where the workflow fails otherwise. `tell` hears how many of how
+    many jobs are done.
     """
     program = folder.with_name(f"{folder.name}-bin") / "beco"
     program.parent.mkdir(parents=True)
@@ -88,7 +96,7 @@ def walked(
     path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     failed = None
     try:
-        _run(values, folder, "--cores", "all", PATH=path, **{LIMITS: f"{seconds} {memory}"})
+        _run(values, folder, "--cores", "all", tell=tell, PATH=path, **{LIMITS: f"{seconds} {memory}"})
     except UserError as error:
         failed = error
     found = []
@@ -121,7 +129,13 @@ def _jobs(told: list[dict[str, Any]], train: int) -> Iterator[Job]:
         )
 
 
-def _run(values: dict[str, Any], folder: Path, *options: str, **environment: str) -> None:
+def _run(
+    values: dict[str, Any],
+    folder: Path,
+    *options: str,
+    tell: Callable[[int, int], None] = lambda *_: None,
+    **environment: str,
+) -> None:
     here = Path(beco.__file__).parent.parent / SNAKEFILE
     snakefile = SNAKEFILE if SNAKEFILE.is_file() else here
     program = shutil.which("snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -140,21 +154,28 @@ def _run(values: dict[str, Any], folder: Path, *options: str, **environment: str
     variables.pop("SNAKEMAKE_OUTPUT_CACHE", None)
     if own := variables.get("BECO_METHODS"):  # of this folder, which is not the trial's
         variables["BECO_METHODS"] = str(Path(os.path.expanduser(own)).absolute())  # noqa: PTH111  (raises nothing)
-    status, said = _waited(command, variables)
+    status, said = _waited(command, variables, tell)
     if status:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         words = [line for line in lines if "beco: " in line] or lines
         raise UserError(f"the trial's snakemake failed: {' | '.join(words[-3:])}; mend it, `beco check` may say more")
 
 
-def _waited(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
+def _waited(
+    command: list[str], variables: dict[str, str], tell: Callable[[int, int], None] = lambda *_: None
+) -> tuple[int, str]:
     """Exit status of a command and what it says; if this is left before its end, all its processes are ended."""
     import psutil  # type: ignore[import-untyped]  # comes with Snakemake
 
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, env=variables, encoding="utf-8", errors="replace", **piped) as process:  # type: ignore[call-overload]
         try:
-            said, _ = process.communicate()
+            lines = []
+            for line in process.stdout or ():
+                lines.append(line)
+                if found := STEPS.match(line):
+                    tell(int(found[1]), int(found[2]))
+            process.wait()
         except BaseException:
             with suppress(psutil.NoSuchProcess):
                 family = [found := psutil.Process(process.pid), *found.children(recursive=True)]
@@ -163,7 +184,7 @@ def _waited(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
                         one.kill()
                 psutil.wait_procs(family[1:], timeout=10)
             raise
-    return process.returncode, said
+    return process.returncode, "".join(lines)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def test_no_place_for_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_methods_of_ones_own_are_found_from_the_trials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, str]] = []
-    monkeypatch.setattr(workflow, "_waited", lambda command, variables: (given.append(variables), (0, ""))[1])
+    monkeypatch.setattr(workflow, "_waited", lambda command, variables, *_: (given.append(variables), (0, ""))[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BECO_METHODS", "mine")
     assert workflow.asked({}, tmp_path / "jobs", 1) == []
@@ -193,6 +193,13 @@ def walk(limit: float, sizes: list[Any]) -> Any:
         return [(made, took | {"stopped": "memory" if batch > limit else ""})]
 
     return walked
+
+
+def test_it_hears_how_far_the_trial_is() -> None:
+    heard: list[tuple[int, int]] = []
+    said = "3 of 7 steps (43%) done\nbeside 1 of 2 steps (\n7 of 7 steps (100%) done\n"
+    told = workflow._waited([sys.executable, "-c", f"print({said!r}, end='')"], {}, lambda *one: heard.append(one))
+    assert heard == [(3, 7), (7, 7)] and told == (0, said)
 
 
 def test_what_is_too_large_is_tried_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
