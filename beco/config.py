@@ -75,6 +75,7 @@ def validate_config(values: dict[str, Any], where: str = "config", origin: Origi
 
 
 TAKEN_OUT = ("experiments", "comparisons")
+"""Sections whose entries a null takes out; in others it stands for an entry of defaults."""
 COMMON = {"experiments": ("training",), "sources": ("classifier", "cam")}
 """Sections by name, and what of the whole configuration is the base of each entry's own."""
 

@@ -133,10 +133,13 @@ def _misfit(sized: SIZED) -> str:
             found = picture.size
             if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
                 return f"{path}: is transparent in places, which says nothing of saliency; save it without transparency"
-            grey = picture.mode in GREY
-        if not grey and int(np.ptp(read_picture(path), axis=2).max()) > COLOURED:
+            grey, fits = picture.mode in GREY, found == size[::-1]
+        if grey and fits:
+            return ""
+        pixels = read_picture(path)
+        if int(np.ptp(pixels, axis=2).max()) > COLOURED:
             return f"{path}: holds colours, as a mask of classes does, and no greys of a saliency map; give such"
-        if found != size[::-1] and read_picture(path).shape[:2] != size:  # an EXIF orientation may turn it
+        if not fits and pixels.shape[:2] != size:  # an EXIF orientation may turn it
             return _other_size(path, found, size[::-1])
     except UserError as error:
         return str(error)

@@ -36,8 +36,8 @@ KEYS = {
 WHOLE = ("csatv2", "dla", "hieradet_sam2", "hrnet", "mobilevit", "tresnet")
 """Modules of timm whose models fail where a picture is no whole number of the deepest stride, or end larger."""
 PADS_ITSELF = (Conv2dSame, AvgPool2dSame)
-PROBE = (65, 66)
-"""A picture that is no whole number of any stride."""
+PROBE = (129, 130)
+"""A picture whose height is no whole number of any stride."""
 
 
 def refuse_options(encoder: Encoder) -> None:
@@ -103,7 +103,7 @@ def _leaves_out(backbone: nn.Module, name: str) -> bool:
     """Whether maps have ⌊H/stride⌋ cells in place of ⌈H/stride⌉, as after patches that are cut without padding.
 
     Tried only where some layer may do so. A layer that may is not always on the way: some reduce keys and values.
-    UserError if nothing is left of a small picture.
+    UserError if the deepest has fewer still. A model that fails with such a picture at all does so where it is used.
     """
     if not any(_may_leave_out(layer) for layer in backbone.modules()):
         return False
@@ -112,15 +112,17 @@ def _leaves_out(backbone: nn.Module, name: str) -> bool:
     try:
         with torch.no_grad():
             maps = backbone.eval()(like.new_zeros(1, 3, *PROBE))
-    except RuntimeError as error:  # smaller than what is left of it
+    except (RuntimeError, AssertionError):
+        return False
+    finally:
+        backbone.train(was)
+    sides = [(one.shape[2], PROBE[0] // stride) for one, stride in zip(maps, info.reduction(), strict=True)]
+    if sides[-1][0] < sides[-1][1]:
         raise UserError(
             f"encoder.name: `{name}` pads nothing at a picture's border, so that its maps lie beside what they are of; "
             f"{KINDS}"
-        ) from error
-    finally:
-        backbone.train(was)
-    cells = [tuple(side // stride for side in PROBE) for stride in info.reduction()]
-    return any(tuple(one.shape[2:]) == fewer for one, fewer in zip(maps, cells, strict=True))
+        )
+    return any(found == fewer for found, fewer in sides)  # the height is no whole number of strides
 
 
 def _may_leave_out(layer: nn.Module) -> bool:

@@ -62,11 +62,7 @@ class Slot:
         """`name`, which is a method's; ValueError if there is none of that name, or its file's constants are wrong."""
         known = self.files()
         if name not in known:
-            own = (
-                ""
-                if os.environ.get("BECO_METHODS")
-                else "; a file of your own: name its folder's folder in BECO_METHODS"
-            )
+            own = "" if self.folders[1:] else "; a file of your own: name its folder's folder in BECO_METHODS"
             raise ValueError(f"no {self.what} `{name}`{self._unfit(name) or nearest(name, known) + own}")
         self.lineage(name)
         return name

@@ -112,6 +112,12 @@ def test_models_that_take_any_picture_stay_as_they_are() -> None:
         assert not isinstance(encoders.create_backbone(Encoder(name=name), 32), kinds.AnySize)
 
 
+@pytest.mark.parametrize("name", ["haloregnetz_b", "lambda_resnet26t"])
+def test_models_that_fail_with_odd_pictures_are_built_all_the_same(name: str) -> None:
+    """They take some sizes, and say so where they are used."""
+    assert not isinstance(encoders.create_backbone(Encoder(name=name), 32), kinds.AnySize)
+
+
 def test_maps_that_begin_within_the_picture_are_refused() -> None:
     assert "`inception_v3` pads nothing at a picture's border, so that its maps lie beside" in refusal(
         "inception_v3", 32

@@ -104,16 +104,16 @@ def by_chance(first: np.ndarray, second: np.ndarray) -> float:
     two-sided permutation test. NaN where there is no coefficient.
     """
 
-    def of_orders(orders: np.ndarray, axis: int = -1) -> np.ndarray:
-        rows = np.moveaxis(orders, axis, -1).reshape(-1, len(second))
-        found = spearman(rows, np.broadcast_to(second, rows.shape))
-        return np.abs(found).reshape(np.moveaxis(orders, axis, -1).shape[:-1])
+    def far(orders: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Of the orders in the last axis, which is the one that SciPy asks for."""
+        rows = orders.reshape(-1, len(second))
+        return np.abs(spearman(rows, np.broadcast_to(second, rows.shape))).reshape(orders.shape[:-1])
 
-    if np.isnan(first).any() or np.isnan(second).any() or np.isnan(of_orders(first)):
+    if np.isnan(far(first)):
         return np.nan
     found = stats.permutation_test(
         (first,),
-        of_orders,
+        far,
         permutation_type="pairings",
         alternative="greater",
         n_resamples=ORDERS,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from beco.artifacts.grids import grid
 from beco.config import Crop, Encoder
 from beco.datasets.manifest import Manifest
 from beco.stage1.localisers.base import Inputs, Localiser
@@ -72,8 +73,7 @@ class Eps(Localiser):
         return inside if self.options["padding"] == "ignored" else torch.ones_like(inside)
 
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        height, width = batch["image"].shape[-2:]
-        size = (-(-height // self.stride), -(-width // self.stride))
+        size = grid(*batch["image"].shape[-2:], self.stride)
         return {"cells": self.counted(batch, size).sum().clamp(min=1)}
 
     def losses(
