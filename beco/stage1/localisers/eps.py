@@ -73,7 +73,8 @@ class Eps(Localiser):
         return inside if self.options["padding"] == "ignored" else torch.ones_like(inside)
 
     def totals(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        size = grid(*batch["image"].shape[-2:], self.stride)
+        height, width = batch["image"].shape[-2:]
+        size = grid(height, width, self.stride)
         return {"cells": self.counted(batch, size).sum().clamp(min=1)}
 
     def losses(
